@@ -1,0 +1,48 @@
+# Set-up and the main jobs. `make demo` and `make test` work on a fresh clone and need Python 3.11 or 3.12 only.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: help demo test test-all lint format bench-language clean
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or 3.12, or set PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, %s is %d.%d: set PYTHON=/path/to/python." % (sys.executable, *v))'
+	@echo "Making the virtual environment $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made: install the venv module (Debian: apt-get install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
+
+# One environment serves both; each stamp remembers the pyproject.toml and the folder it was installed for.
+$(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python pyproject.toml
+	@echo "Installing (some minutes the first time; torch alone is several GB) ..."
+	@$(PIP_INSTALL) -e '.[$(if $(findstring test,$@),curate$(comma)clip$(comma)dev,curate$(comma)clip)]'
+	@touch $@ $(if $(findstring test,$@),$(STAMP)-demo)
+
+comma := ,
+
+demo: $(STAMP)-demo  ## builds the demo web, curates it, prints the funnel
+	@$(BIN)/python -m demo
+
+test: $(STAMP)-test  ## the tests, without the slow ones
+	@$(BIN)/python -m pytest
+
+test-all: $(STAMP)-test  ## every test
+	@$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(STAMP)-test  ## ruff (format, check) and mypy
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP)-test  ## rewrites the files as `make lint` wants them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-language: $(STAMP)-test  ## the table of docs/language.md
+	@$(BIN)/python -m benchmarks.language
+
+clean:  ## removes what the commands made, but not the environment
+	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
