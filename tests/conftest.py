@@ -1,0 +1,26 @@
+"""Fixtures of more than one package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One small Ray of this process for all tests that need one; started by the first of them."""
+    # A local Ray otherwise turns token authentication on, for this machine and for good.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=500_000_000,
+    )
+    yield
+    ray.shutdown()
