@@ -1,0 +1,209 @@
+"""The command line: python -m curation validate | plan | run | stats.
+
+Exit status: 0 done; 1 the run did not end whole; 2 a mistake in the call or the configuration; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from curation.config import Pipelines
+    from curation.profile import Profile
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    # Imported here: `--help` must answer at once.
+    from curation.config import ConfigError, load
+    from curation.manifests import ManifestError
+    from curation.plan import RunError
+    from filters.base import RuleError
+    from shards import manifest
+    from shards.storage import StorageError
+
+    try:
+        pipelines = load(options.config)
+        command = {"validate": _validate, "plan": _plan, "run": _run, "stats": _stats}[options.command]
+        return command(pipelines, options)
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(problem)
+        return 2
+    except (StorageError, RuleError, RunError, ManifestError, manifest.ManifestError) as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; what is committed stays: the same command goes on from there")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m curation",
+        description="Curates image-text pairs: raw pairs in; shards, ledger and funnel out.",
+        epilog="example: python -m curation run demo --set clip_score.min=0.3",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, epilog=f"example: python -m curation {example}")
+        added.add_argument(
+            "profile", nargs="?", metavar="PROFILE", help="a profile of the file; may be left out if it is the only one"
+        )
+        added.add_argument("--config", default="pipelines.yaml", metavar="FILE", help="default: %(default)s")
+        return added
+
+    command("validate", "Reports every error of the configuration, with line and nearest match.", "validate")
+    for name, text, example in (
+        ("plan", "Shows units, order of filters, resources and output, without running.", "plan demo"),
+        ("run", "Runs what is left of a profile and prints the funnel.", "run demo --limit 1000"),
+    ):
+        added = command(name, text, example)
+        added.add_argument(
+            "--limit", type=_positive, metavar="N", help="whole units from the first on, until they hold N samples"
+        )
+        added.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="A.B=C",
+            dest="overrides",
+            help="overrides a setting of the profile; may be repeated",
+        )
+        if name == "run":
+            added.add_argument(
+                "--address", help="a running Ray cluster; default: RAY_ADDRESS, else Ray on this machine"
+            )
+    added = command("stats", "Prints the funnel of a run.", "stats demo")
+    added.add_argument("--json", action="store_true", help="the funnel as JSON")
+    added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=argparse.SUPPRESS)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"error: {line}\n")
+
+
+def _print(line: str = "") -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _validate(pipelines: Pipelines, options: argparse.Namespace) -> int:
+    if options.profile is not None:
+        profiles = {options.profile: pipelines.profile(options.profile)}
+    else:
+        profiles = pipelines.validate()
+    from filters.base import RuleError
+
+    for name, profile in profiles.items():
+        steps = [*(mapper.name for mapper in profile.mappers), *profile.filters]
+        _print(f"{name}: ok ({profile.input.format}: {' > '.join(steps)})")
+        for rule in (*profile.mappers, *profile.filters.values()):
+            try:
+                rule.check()
+            except RuleError as error:  # not a mistake in the file: weights may be made or mounted later
+                _print(f"{name}: not ready to run: {error}")
+    return 0
+
+
+def _plan(pipelines: Pipelines, options: argparse.Namespace) -> int:
+    from curation.plan import make_plan, plan_lines
+
+    for line in plan_lines(make_plan(pipelines.profile(options.profile, options.overrides), options.limit)):
+        _print(line)
+    return 0
+
+
+def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
+    from curation.job import JobError
+    from curation.run import run
+    from curation.stats import funnel_lines
+
+    profile = pipelines.profile(options.profile, options.overrides)
+    try:
+        result = run(profile, options.limit, options.address)
+    except JobError as error:
+        _complain(str(error))
+        return 1
+
+    folder = f"{profile.output.path.rstrip('/')}/{profile.name}"
+    if not result.worked:
+        _print(f"{profile.name}: nothing to do, all {result.totals.units:,} units are committed in {folder}")
+    _print_funnel(
+        profile,
+        funnel_lines(
+            result.totals, list(profile.filters), profile.target_retention, result.seconds if result.worked else None
+        ),
+    )
+    for warning in result.totals.warnings[:5]:
+        _print(f"warning: {warning}")
+    if len(result.totals.warnings) > 5:
+        _print(
+            f"... and {len(result.totals.warnings) - 5:,} more warnings: python -m curation stats {profile.name} --json"
+        )
+    _print(f"shards: {folder}/shards, ledger: {folder}/ledger, data set: {folder}/manifest.json")
+    if result.failed:
+        for outcome in result.failed[:5]:
+            _complain(f"unit {outcome.unit_id[:12]}: {outcome.error}")
+        failed = f"{len(result.failed)} units failed, the others are committed"
+        _complain(f"{failed}; see {folder}/failed and run again once mended")
+        return 1
+    return 0
+
+
+def _stats(pipelines: Pipelines, options: argparse.Namespace) -> int:
+    import json
+
+    from curation.run import load_totals
+    from curation.stats import funnel, funnel_lines
+
+    profile = pipelines.profile(options.profile, options.overrides)
+    totals, seconds, failed, complete = load_totals(profile)
+    labels = list(profile.filters)
+    if options.json:
+        shape = {
+            **funnel(totals, labels),
+            "target_retention": profile.target_retention,
+            "hits": totals.hits,
+            "wall_seconds": seconds,
+            "worker_seconds": totals.seconds,
+            "units": totals.units,
+            "complete": complete,
+            "failed_units": failed,
+            "warnings": totals.warnings,
+        }
+        _print(json.dumps(shape, ensure_ascii=False, indent=1))
+        return 0
+    _print_funnel(profile, funnel_lines(totals, labels, profile.target_retention, seconds))
+    for warning in totals.warnings:
+        _print(f"warning: {warning}")
+    for record in failed:
+        _print(f"failed: {record['input']}: {record['error']}")
+    if not complete:
+        _print(f"not complete: {totals.units:,} units are committed; python -m curation run {profile.name} goes on")
+    return 0
+
+
+def _print_funnel(profile: Profile, lines: Sequence[str]) -> None:
+    _print(f"{profile.name}")
+    for line in lines:
+        _print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""The Ray Data graph: units -> [read, clean, cheap filters] -> [pixels, actor pool] -> [commit] -> one row a unit.
+
+The one place that names Ray. A unit is one block from end to end; functions in the graph never raise, they give back a
+status row; whatever kills a worker is retried by Ray, and attempt markers stop a unit that kills every worker it meets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from curation import ledger
+from curation.block import from_table, to_table
+from curation.commit import commit, record_failure
+from curation.profile import Fingerprints, Profile
+from curation.unit import Judged, StepError, describe, drop_images, judge, score_pixels, undecided
+from curation.units import Unit
+from filters.base import RuleError, Scorer
+from shards.storage import Storage
+
+# A unit whose worker died this often is given up.
+MAX_ATTEMPTS = 3
+# Nothing at all happened for so long: a model may be loading over a slow network, more is a hang (Ray's default).
+NO_PROGRESS_S = 1800
+# Actors that die in their constructor one after another before the job gives up; Ray's default is the first.
+ACTOR_DEATHS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of a run is told."""
+
+    profile: Profile
+    prints: Fingerprints
+    input_uri: str
+    output_uri: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A unit's end, as the driver hears of it. `error`: None for a committed unit; `fatal`: no unit can succeed."""
+
+    unit_id: str
+    listed: int = 0
+    seen: int = 0
+    kept: int = 0
+    error: str | None = None
+    fatal: bool = False
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
+    """Connects to `address` or RAY_ADDRESS, else starts Ray on this machine and stops it afterwards; gives resources.
+
+    A Ray that this process is already connected to is used and left running.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local" and "ray" not in sys.modules:
+        # Ray's own default for a local start, said aloud: other users of this machine must not reach the cluster.
+        # Only before the import: Ray reads it there, and a later value starts servers that the driver cannot talk to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    _must_answer(address)
+    try:
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise JobError(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _must_answer(address: str) -> None:
+    """Ray itself tries a wrong address for more than five minutes; a closed port is told at once."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "local", "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
+
+
+class JobError(Exception):
+    """The job as a whole cannot go on: one line."""
+
+
+def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
+    """Runs units, at most a wave of them (Ray's driver spends about 2 ms a block), and yields each one's end."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a unit stays one block
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.max_consecutive_actor_init_deaths = ACTOR_DEATHS
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    resources = job.profile.resources
+    with DataContext.current(context):
+        rows = [{"unit": unit.to_json()} for unit in units]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if not job.profile.pixel:
+            data = data.map_batches(read_and_commit, fn_args=(job,), num_cpus=resources.read.num_cpus, **whole)
+        else:
+            data = data.map_batches(read, fn_args=(job,), num_cpus=resources.read.num_cpus, **whole)
+            low, high = resources.clip.actors
+            gpus = gpus_per_actor(job.profile, ray.cluster_resources())
+            data = data.map_batches(
+                PixelActor,
+                fn_constructor_args=(job, gpus),
+                compute=ActorPoolStrategy(min_size=low, max_size=high),
+                num_cpus=resources.clip.num_cpus,
+                num_gpus=gpus or None,
+                **whole,
+            )
+            # Committing mostly waits for disks: a quarter of a CPU lets it slip in beside the readers.
+            data = data.map_batches(finish, fn_args=(job,), num_cpus=0.25, **whole)
+        try:
+            for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for text in block.column("outcome").to_pylist():
+                    yield Outcome(**json.loads(text))
+        except ray.exceptions.RayError as error:
+            raise JobError(
+                f"Ray gave up: {describe(error)}; run again to go on with the units that are left"
+            ) from error
+
+
+def gpus_per_actor(profile: Profile, resources: Mapping[str, float]) -> float:
+    """GPUs of one CLIP actor: as the profile says, else one where the cluster has any."""
+    wanted = profile.resources.clip.num_gpus
+    return wanted if wanted is not None else float(resources.get("GPU", 0) >= 1)
+
+
+# --- what runs in workers; each function takes one whole unit and never raises ---
+
+
+def read_and_commit(block: pa.Table, job: Job) -> pa.Table:
+    """The whole of a unit whose profile needs no pixels."""
+    worker = Worker.of(job)
+    unit = _unit(block)
+    judged = worker.attempt(unit, "read", lambda: worker.judge(unit))
+    return _outcome(judged if isinstance(judged, Outcome) else worker.commit(judged))
+
+
+def read(block: pa.Table, job: Job) -> pa.Table:
+    """Reads and judges a unit; one that is decided already (or empty) is committed here and goes on as a status row."""
+    worker = Worker.of(job)
+    unit = _unit(block)
+    judged = worker.attempt(unit, "read", lambda: worker.judge(unit))
+    if isinstance(judged, Judged):
+        if undecided(job.profile, judged):
+            drop_images(job.profile, judged)
+            return to_table(judged)
+        judged = worker.commit(judged)
+    return _status(worker, job.profile.cheap, judged)
+
+
+class PixelActor:
+    """Holds the models of the pixel filters."""
+
+    def __init__(self, job: Job, gpus: float) -> None:
+        self.worker = Worker.of(job)
+        self.job = job
+        self.error: str | None = None
+        threads = max(1, int(job.profile.resources.clip.num_cpus))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        try:
+            self.scorers: dict[str, Scorer] = {
+                label: rule.setup("cuda" if gpus else "cpu", job.profile.resources.clip.batch_size)
+                for label, rule in job.profile.pixel.items()
+            }
+        except Exception as error:  # noqa: BLE001  told with the first unit: Ray would retry the constructor in silence
+            self.error = str(error) if isinstance(error, RuleError) else describe(error)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        passed = _passed_status(block)
+        if passed is not None:
+            return _status(self.worker, self.job.profile.filters, passed)
+        result: Judged | Outcome
+        if self.error is not None:
+            result = Outcome(block.column("unit_id")[0].as_py(), error=self.error, fatal=True)
+        else:
+            judged = from_table(block)
+            result = self.worker.attempt(judged.unit, "pixels", lambda: self._score(judged))
+        if isinstance(result, Outcome):
+            return _status(self.worker, self.job.profile.filters, result)
+        return to_table(result)
+
+    def _score(self, judged: Judged) -> Judged:
+        score_pixels(self.job.profile, judged, self.scorers)
+        drop_images(self.job.profile, judged)
+        return judged
+
+
+def finish(block: pa.Table, job: Job) -> pa.Table:
+    """Commits a scored unit."""
+    passed = _passed_status(block)
+    return _outcome(passed if passed is not None else Worker.of(job).commit(from_table(block)))
+
+
+class Worker:
+    """What a worker process keeps between units of one job: open storage and the cheap filters' scorers."""
+
+    _cached: tuple[tuple[str, str], Worker] | None = None
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.input = Storage.open(job.input_uri)
+        self.output = Storage.open(job.output_uri)
+        self._scorers: dict[str, Scorer] | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> Worker:
+        key = (job.prints.decision, job.output_uri)
+        if cls._cached is None or cls._cached[0] != key:
+            cls._cached = (key, cls(job))
+        return cls._cached[1]
+
+    def judge(self, unit: Unit) -> Judged:
+        if self._scorers is None:
+            self._scorers = {label: rule.setup() for label, rule in self.job.profile.cheap.items()}
+        return judge(self.job.profile, self.input, unit, self._scorers)
+
+    def attempt(self, unit: Unit, stage: str, work: Any) -> Judged | Outcome:
+        """Runs `work` behind an attempt marker: a unit that killed its worker `MAX_ATTEMPTS` times is given up."""
+        try:
+            markers = [f"attempts/{unit.short}.{stage}.{number}" for number in range(1, MAX_ATTEMPTS + 1)]
+            fresh = next((marker for marker in markers if not self.output.exists(marker)), None)
+            if fresh is None:
+                return self.fail(unit, f"its worker died {MAX_ATTEMPTS} times in the {stage} step; see Ray's logs")
+            self.output.write(fresh, b"")
+            result: Judged = work()
+            for marker in markers:
+                self.output.delete(marker)
+            return result
+        except StepError as error:
+            return self.fail(unit, str(error))
+        except Exception as error:  # noqa: BLE001  the unit fails with its reason, the others go on
+            return self.fail(unit, str(error) if _has_own_words(error) else describe(error))
+
+    def commit(self, judged: Judged) -> Outcome:
+        try:
+            manifest = commit(self.job.profile, self.job.prints, judged, self.output)
+            self.output.delete(f"failed/{judged.unit.short}.json")
+        except Exception as error:  # noqa: BLE001  as above
+            return self.fail(judged.unit, str(error) if _has_own_words(error) else describe(error))
+        return Outcome(judged.unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
+
+    def fail(self, unit: Unit, error: str) -> Outcome:
+        try:
+            record_failure(self.output, unit, error)
+        except OSError as second:  # the disk is full, say: the driver tells both
+            error = f"{error}; and not recorded under failed/: {second}"
+        return Outcome(unit.unit_id, error=error)
+
+
+def _has_own_words(error: Exception) -> bool:
+    """Errors made by this project are whole sentences; those of libraries are shown with their type."""
+    return type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
+
+
+def _unit(block: pa.Table) -> Unit:
+    return Unit.from_json(block.column("unit")[0].as_py())
+
+
+def _outcome(outcome: Outcome) -> pa.Table:
+    return pa.table({"outcome": [json.dumps(outcome.__dict__)]})
+
+
+def _status(worker: Worker, filters: Mapping[str, Any], outcome: Outcome) -> pa.Table:
+    """A status row in the clothes of a sample: Ray Data wants one schema from an operator."""
+    names = [field for field in ledger.schema(filters) if field.name not in ledger.VERDICT.names]
+    like = to_table(
+        Judged(
+            Unit(outcome.unit_id, "", 0),
+            pa.Table.from_arrays([pa.nulls(1, field.type) for field in names], schema=pa.schema(names)),
+            pa.nulls(1, pa.string()),
+            [None],
+        )
+    )
+    state = pa.array([json.dumps({"outcome": outcome.__dict__})], pa.large_string())
+    return like.set_column(like.column_names.index("_state"), "_state", state)
+
+
+def _passed_status(block: pa.Table) -> Outcome | None:
+    outcome = json.loads(block.column("_state")[0].as_py()).get("outcome")
+    return Outcome(**outcome) if outcome is not None else None

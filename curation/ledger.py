@@ -1,0 +1,107 @@
+"""The ledger: one row for every input sample, and the decision as a pure function of its scores.
+
+`decide` is the only place where a reason is made, for a running unit as for a ledger read years later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from filters.base import Filter
+
+SCHEMA_VERSION = "1"
+BASE = pa.schema(
+    [
+        ("key", pa.string()),  # <unit id, 12 digits>-<row, 6 digits>: unique in the data set, without a dot
+        ("source_key", pa.large_string()),
+        ("unit_id", pa.string()),
+        ("row", pa.int32()),  # within the unit
+        ("url", pa.large_string()),
+        ("caption_raw", pa.large_string()),
+        ("caption", pa.large_string()),  # cleaned; null where there was none to clean
+        ("width", pa.int32()),  # of the original image as displayed, pixels
+        ("height", pa.int32()),
+        ("format", pa.string()),  # jpg, png, webp; null where unreadable
+        ("source", pa.large_string()),  # JSON of the source's other columns
+    ]
+)
+VERDICT = pa.schema([("failed", pa.list_(pa.string())), ("reason", pa.string())])
+
+
+def schema(filters: Mapping[str, Filter]) -> pa.Schema:
+    """The ledger's columns for these filters; `schema_version` is in the metadata."""
+    scores = [
+        pa.field(f"{label}_{score}", kind) for label, rule in filters.items() for score, kind in rule.scores.items()
+    ]
+    return pa.schema([*BASE, *scores, *VERDICT], metadata={"schema_version": SCHEMA_VERSION})
+
+
+def scores_of(table: pa.Table, label: str, rule: Filter) -> pa.Table:
+    """A filter's scores under their unprefixed names, as `Filter.keep` wants them."""
+    return pa.table({score: table.column(f"{label}_{score}") for score in rule.scores})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Per row: the labels it failed, in order; the reason (null: kept or unscored); whether a score is missing."""
+
+    failed: pa.ListArray
+    reason: pa.StringArray
+    unscored: pa.BooleanArray
+
+
+def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> Decision:
+    """Decides every row from its scores.
+
+    problems: string per row, null where the sample can be judged; a row with a problem keeps it as its reason and
+    fails no filter. A score that could not be computed fails its filter with reason `<label>:error`. A sample that
+    passed everything before a filter that has no score for it is unscored: neither kept nor dropped.
+    """
+    rows = len(table)
+    usable = np.asarray(pc.is_null(problems), dtype=bool)
+    failures = np.zeros((rows, len(filters)), dtype=bool)
+    unscored = np.zeros(rows, dtype=bool)
+    reason = np.full(rows, None, dtype=object)
+    open_ = usable.copy()
+    for index, (label, rule) in enumerate(filters.items()):
+        scores = scores_of(table, label, rule)
+        verdict = _flat(rule.keep(scores))
+        null = np.asarray(pc.is_null(verdict), dtype=bool)
+        dropped = ~np.asarray(pc.fill_null(verdict, True), dtype=bool)
+        broken = null & _has_error(scores)
+        failures[:, index] = usable & (dropped | broken)
+        reason[open_ & dropped] = label
+        reason[open_ & broken] = f"{label}:error"
+        unscored |= open_ & null & ~broken
+        open_ &= ~failures[:, index]
+    reason[~usable] = np.array(_flat(problems).to_pylist(), dtype=object)[~usable]
+    unscored &= open_
+    offsets = np.concatenate([[0], np.cumsum(failures.sum(axis=1))]).astype(np.int32)
+    names = pa.array(list(filters), pa.string())
+    failed = pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(np.nonzero(failures)[1])))
+    return Decision(failed, pa.array(reason, pa.string()), pa.array(unscored))
+
+
+def _flat(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _has_error(scores: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    found = np.zeros(len(scores), dtype=bool)
+    for name in scores.column_names:
+        if name.endswith("_error"):
+            found |= np.asarray(pc.is_valid(scores.column(name)), dtype=bool)
+    return found
+
+
+def to_parquet(table: pa.Table) -> pa.Buffer:
+    """The bytes of a ledger part: the same for the same rows and library versions."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_statistics=True, store_schema=True)
+    return sink.getvalue()

@@ -1,0 +1,158 @@
+"""What a run would do: its units, and whether the output folder is its own. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from curation import manifests
+from curation.profile import Fingerprints, Profile
+from curation.units import Unit, plan_units
+from shards.storage import Storage
+
+
+class RunError(Exception):
+    """The run cannot start, or did not end whole: one line."""
+
+
+@dataclass
+class Plan:
+    """What a run would do. `units`: in the order of the input; `done`: ids of those already committed."""
+
+    profile: Profile
+    prints: Fingerprints
+    input: Storage
+    output: Storage
+    units: list[Unit]
+    done: set[str] = field(default_factory=set)
+    limited: bool = False
+
+    @property
+    def pending(self) -> list[Unit]:
+        return [unit for unit in self.units if unit.unit_id not in self.done]
+
+
+def make_plan(profile: Profile, limit: int | None = None) -> Plan:
+    """Lists the input, cuts it into units and compares with what the output holds; writes nothing.
+
+    limit: whole units from the first on, until they hold this many samples. Raises `StorageError`, `RunError` and
+    `filters.base.RuleError`, each of one line.
+    """
+    for rule in (*profile.mappers, *profile.filters.values()):
+        rule.check()
+    prints = profile.fingerprints()
+    storage, units = plan_units(profile)
+    doubles = [short for short, count in Counter(unit.short for unit in units).items() if count > 1]
+    if doubles:
+        raise RunError(f"{profile.input.path}: two units would be called {doubles[0]}: read the inputs as two profiles")
+    output = Storage.open(f"{profile.output.path.rstrip('/')}/{profile.name}")
+    _refuse_other_run(profile, prints, output)
+    committed = manifests.committed(output)
+    done = {unit_id for unit_id, decision in committed.items() if decision == prints.decision}
+    strange = done - {unit.unit_id for unit in units}
+    if strange:
+        raise RunError(
+            f"{output.uri}: {len(strange)} of its {len(done)} committed units are no longer in {profile.input.path}: "
+            "the input changed; set another output.path, or bring the input back"
+        )
+    kept_units = _limit(units, limit)
+    return Plan(profile, prints, storage, output, kept_units, done, len(kept_units) < len(units))
+
+
+def _limit(units: list[Unit], limit: int | None) -> list[Unit]:
+    if limit is None:
+        return units
+    samples = 0
+    for index, unit in enumerate(units):
+        if samples >= limit:
+            return units[:index]
+        samples += unit.samples or 0
+    return units
+
+
+def _refuse_other_run(profile: Profile, prints: Fingerprints, output: Storage) -> None:
+    """A folder holds one configuration; the message says what differs."""
+    if not output.exists("run.json"):
+        if output.list("units") or output.list("ledger"):
+            raise RunError(f"{output.uri}: holds units but no run.json: set another output.path, or delete the folder")
+        return
+    try:
+        before = json.loads(output.read("run.json"))
+        same = before["decision_fp"] == prints.decision
+        told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{output.uri}/run.json: damaged: set another output.path, or delete the folder") from error
+    if not same:
+        changes = "; ".join(told[:6]) + (f"; and {len(told) - 6} more" if len(told) > 6 else "")
+        raise RunError(
+            f"{output.uri}: holds a run of another configuration ({changes or 'order of the filters'}): "
+            "set another output.path, or delete the folder"
+        )
+
+
+def _told(prints: Fingerprints) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(json.dumps({**prints.identity, "thresholds": prints.thresholds}))
+    return value
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """'emoji.max_count: 0 -> 1' for every leaf that differs."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if before == after:
+        return []
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            line
+            for index, (left, right) in enumerate(zip(before, after, strict=True))
+            for line in _differences(left, right, f"{path}[{index}]")
+        ]
+    return [f"{path.removeprefix('thresholds.')}: {_short(before)} -> {_short(after)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan for people: input, units, filters in the order of execution, resources, output."""
+    profile, units = plan.profile, plan.units
+    counts = [unit.samples for unit in units]
+    samples = f"about {sum(count or 0 for count in counts):,} samples" if any(counts) else "samples unknown"
+    files = {unit.path: unit.size for unit in units}
+    size = sum(files.values()) / 2**20
+    lines = [
+        f"profile    {profile.name}",
+        f"input      {plan.input.uri} ({profile.input.format}): {len(files):,} files, {size:,.1f} MiB",
+        f"units      {len(units):,}, {samples}; {len(plan.pending):,} to do, {len(units) - len(plan.pending):,} done",
+        f"mappers    {', '.join(mapper.name for mapper in profile.mappers) or 'none'}",
+    ]
+    for index, (label, rule) in enumerate(profile.filters.items()):
+        where = "pixels, actor pool, survivors only" if label in profile.pixel else "read task"
+        settings = [f"{key}={value}" for key, value in rule.model_dump(mode="json").items() if value is not None]
+        title = "filters" if index == 0 else ""
+        lines.append(f"{title:<10} {index + 1}. {label} ({where}): {', '.join(settings)}")
+    lines.append(f"resources  read tasks: {profile.resources.read.num_cpus:g} CPUs each")
+    if profile.pixel:
+        clip = profile.resources.clip
+        gpus = "a GPU each where the cluster has any" if clip.num_gpus is None else f"{clip.num_gpus:g} GPUs each"
+        pool = f"{clip.actors[0]} to {clip.actors[1]}, {clip.num_cpus:g} CPUs, {gpus}, batches of {clip.batch_size}"
+        lines.append(f"           actors: {pool}")
+    lines.append(f"output     {plan.output.uri}")
+    lines.append(f"decision   {plan.prints.decision[:16]} (scores {plan.prints.score[:16]})")
+    for unit in units[:5]:
+        state = "done" if unit.unit_id in plan.done else "to do"
+        count = "?" if unit.samples is None else f"{unit.samples:,}"
+        lines.append(f"           {unit.short}  {unit.name}  {count} samples  {state}")
+    if len(units) > 5:
+        lines.append(f"           ... and {len(units) - 5:,} more")
+    return lines

@@ -1,0 +1,151 @@
+"""What a profile is, once checked, and the fingerprints it gives to its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from filters.base import Filter, Mapper
+from filters.header import DEFAULT_MAX_PIXELS
+
+# Raised whenever the meaning of a score outside the filters changes: it is part of every score fingerprint.
+SCORING_VERSION = "1"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(_Section):
+    """Where raw pairs are read: a folder, a glob or a brace range, local or on an object store."""
+
+    path: str = Field(min_length=1)
+    format: Literal["img2dataset", "webdataset", "parquet"]
+
+
+class Columns(_Section):
+    """Which member of a tar sample, or which column of the source, holds what. None: the format's usual name."""
+
+    caption: str | None = None
+    image: str | None = None
+    url: str | None = "url"
+    width: str | None = "original_width"
+    height: str | None = "original_height"
+    key: str | None = None
+
+
+class Output(_Section):
+    """The run is written to `<path>/<profile>`."""
+
+    path: str = Field("runs", min_length=1)
+    shard_format: Literal["webdataset"] = "webdataset"
+
+
+class UnitLimits(_Section):
+    """Larger input files are cut into several units: 10,000 samples or 512 MiB by default."""
+
+    max_samples: int = Field(10_000, ge=1)
+    max_bytes: int = Field(512 * 2**20, ge=2**20)
+
+
+class ClipResources(_Section):
+    """The actor pool that scores pixels. `num_gpus` None: one GPU an actor where the cluster has any, else CPUs."""
+
+    num_cpus: float = Field(1, gt=0)
+    num_gpus: float | None = Field(None, ge=0)
+    actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors: the minimum {self.actors[0]} is above the maximum {self.actors[1]}")
+        return self
+
+
+class ReadResources(_Section):
+    """The tasks that read, clean and decide."""
+
+    num_cpus: float = Field(1, gt=0)
+
+
+class Resources(_Section):
+    read: ReadResources = ReadResources()
+    clip: ClipResources = ClipResources()
+
+
+class Settings(_Section):
+    """A profile without its mappers and filters."""
+
+    input: Input
+    columns: Columns = Columns()
+    languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    readable: Literal["header", "trailer", "decode"] = "trailer"
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1, le=2 * DEFAULT_MAX_PIXELS)  # above, Pillow refuses by itself
+    max_caption_chars: int = Field(10_000, ge=1)
+    target_retention: float | None = Field(None, ge=0, le=1)
+    units: UnitLimits = UnitLimits()
+    output: Output = Output()
+    resources: Resources = Resources()
+
+
+class Profile(Settings):
+    """A dataset's entry in `pipelines.yaml`, checked. `filters` maps label -> filter in the order of execution."""
+
+    name: str
+    mappers: tuple[SerializeAsAny[Mapper], ...]
+    filters: dict[str, SerializeAsAny[Filter]]
+
+    @property
+    def cheap(self) -> dict[str, Filter]:
+        """Filters that need no pixels: they run in the read task."""
+        return {label: rule for label, rule in self.filters.items() if "pixels" not in rule.needs}
+
+    @property
+    def pixel(self) -> dict[str, Filter]:
+        """Filters that decode images: they run in the actor pool, on the survivors of the others."""
+        return {label: rule for label, rule in self.filters.items() if "pixels" in rule.needs}
+
+    def score_identity(self) -> dict[str, Any]:
+        """Everything that a score depends on besides the input (JSON types)."""
+        return {
+            "scoring_version": SCORING_VERSION,
+            "format": self.input.format,
+            "columns": self.columns.model_dump(mode="json"),
+            "readable": self.readable,
+            "max_pixels": self.max_pixels,
+            "max_caption_chars": self.max_caption_chars,
+            "mappers": [mapper.fingerprint() for mapper in self.mappers],
+            "filters": {label: rule.fingerprint() for label, rule in sorted(self.filters.items())},
+        }
+
+    def decision_identity(self) -> dict[str, Any]:
+        """Thresholds by filter, in the order of execution."""
+        return {
+            label: rule.model_dump(mode="json", include=set(rule.thresholds)) for label, rule in self.filters.items()
+        }
+
+    def fingerprints(self) -> Fingerprints:
+        identity, decision = self.score_identity(), self.decision_identity()
+        score = digest(identity)
+        return Fingerprints(score, digest({"score": score, "filters": list(decision.items())}), identity, decision)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """`score`, `decision`: sha256 hex; `identity`, `thresholds`: what they were made of."""
+
+    score: str
+    decision: str
+    identity: dict[str, Any]
+    thresholds: dict[str, Any]
+
+
+def digest(value: Any) -> str:
+    """sha256 hex of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,206 @@
+"""Every error of the file at once, each with its line and the nearest known name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from curation.config import ConfigError, Pipelines, load
+from filters.pattern_defaults import DEFAULT_RULES
+from filters.patterns import Patterns
+
+GOOD = """\
+profiles:
+  one:
+    input: {path: in, format: webdataset}
+    filters:
+      text_length: {min_chars: 6}
+      aspect_ratio: {max: 3.0}
+      min_size: {short_side: 200}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "pipelines.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text)).validate()
+    return [problem.removeprefix(str(tmp_path / "pipelines.yaml")) for problem in caught.value.problems]
+
+
+def test_a_profile_is_complete_with_defaults(tmp_path: Path) -> None:
+    profile = load(write(tmp_path, GOOD)).profile(None)
+    assert list(profile.filters) == ["text_length", "aspect_ratio", "min_size"]
+    assert [mapper.name for mapper in profile.mappers] == ["html", "patterns"]
+    assert profile.readable == "trailer"
+    assert profile.units.max_samples == 10_000
+
+
+def test_the_repository_s_own_file_is_valid() -> None:
+    assert "demo" in load(Path(__file__).parents[2] / "pipelines.yaml").validate()
+
+
+def test_the_templates_are_valid_once_uncommented(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "pipelines.yaml").read_text()
+    templates = text[text.index("# --- templates") :]
+    uncommented = re.sub(r"(?m)^  # (?=(my_\w+:|  ))", "  ", templates)
+    assert list(load(write(tmp_path, "profiles:\n" + uncommented)).validate()) == [
+        "my_img2dataset",
+        "my_webdataset",
+        "my_parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("min_chars", "min_char", r":5: one.filters.text_length.min_char: unknown key \(did you mean 'min_chars'\?\)"),
+        ("aspect_ratio:", "aspect_ration:", r":6: one.filters.aspect_ration: no filter is called 'aspect_ration' \(did you mean 'aspect_ratio'\?\)"),
+        ("short_side: 200", "short_side: big", r':7: one.filters.min_size.short_side: .*integer.*not "big"'),
+        ("min_chars: 6", "min_chars: 60, max_chars: 5", r":5: one.filters.text_length: .*60.*5"),
+        ("format: webdataset", "format: tar", r":3: one.input.format: .*'webdataset'.*not \"tar\""),
+        ("    filters:", "    mapers: []\n    filters:", r":4: one.mapers: unknown key \(did you mean 'mappers'\?\)"),
+        ("    filters:", "    mappers: [htlm]\n    filters:", r":4: one.mappers.0: no mapper is called 'htlm' \(did you mean 'html'\?\)"),
+        ("path: in, ", "", r":3: one.input.path: is required"),
+        ("    filters:", "    target_retention: 28\n    filters:", r":4: one.target_retention: .*less than or equal to 1.*not 28"),
+        ("    filters:", "    resources: {clip: {actors: [4, 2]}}\n    filters:", r":4: one.resources.clip: actors: the minimum 4 is above the maximum 2"),
+        ("    filters:", "    units: {max_sample: 5}\n    filters:", r":4: one.units.max_sample: unknown key \(did you mean 'max_samples'\?\)"),
+        ("      min_size:", "      text_length: {}\n      min_size:", r":7: profiles.one.filters.text_length stands twice"),
+        ("profiles:", "profile: {}\nprofiles:", r":1: unknown key 'profile' \(did you mean 'profiles'\?\)"),
+        ("{max: 3.0}", "3.0", r":6: one.filters.aspect_ratio: must be a mapping of settings, not 3.0"),
+        ("{max: 3.0}", "{max: 0.5}", r":6: one.filters.aspect_ratio.max: .*not 0.5"),
+    ],
+)  # fmt: skip
+def test_each_mistake_has_one_line(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    found = problems_of(tmp_path, GOOD.replace(old, new, 1))
+    assert len(found) == 1, found
+    assert re.fullmatch(expected + ".*", found[0]), found[0]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("min_chars", "min_char").replace("200", "big").replace("format: webdataset", "format: tar")
+    assert len(problems_of(tmp_path, text)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("profiles: [", ":1: not valid YAML"),
+        ("", "needs a mapping `profiles:`"),
+        ("profiles: {}", "needs a mapping `profiles:`"),
+        ("profiles:\n  a: 3\n", ":2: a: must be a mapping"),
+        ("profiles:\n  a: &x {b: *x}\n", "not valid YAML"),
+        ("profiles:\n  a: {input: {path: x, format: parquet}}\n", ":2: a: needs `filters:`"),
+        ("profiles:\n  'a/b': {input: {path: x, format: parquet}, filters: {emoji: {}}}\n", "letters, digits"),
+    ],
+)
+def test_a_file_of_another_shape(tmp_path: Path, text: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems_of(tmp_path, text))
+
+
+def test_a_missing_file_and_a_binary_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "no.yaml")
+    (tmp_path / "bin.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "bin.yaml")
+
+
+def pipelines(tmp_path: Path) -> Pipelines:
+    return load(write(tmp_path, GOOD))
+
+
+def test_the_listed_pattern_rules_are_the_built_in_ones_in_their_order() -> None:
+    mapper = load(Path(__file__).parents[2] / "pipelines.yaml").profile("demo").mappers[1]
+    assert isinstance(mapper, Patterns)
+    assert mapper.rules == DEFAULT_RULES
+
+
+PATTERNS = "patterns:\n  - white_space\n  - {name: tags, pattern: '#\\w+'}\n"
+
+
+def test_pattern_rules_stand_at_the_top_of_the_file_or_in_a_profile(tmp_path: Path) -> None:
+    mapper = load(write(tmp_path, PATTERNS + GOOD)).profile("one").mappers[1]
+    assert isinstance(mapper, Patterns)
+    assert [rule.name for rule in mapper.rules] == ["white_space", "tags"]
+    own = GOOD.replace("    filters:", "    mappers: [{patterns: {rules: [url]}}]\n    filters:")
+    mapper = load(write(tmp_path, PATTERNS + own)).profile("one").mappers[0]
+    assert isinstance(mapper, Patterns)
+    assert [rule.name for rule in mapper.rules] == ["url"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "white_space",
+            "whitespace",
+            ":1: patterns: no built-in rule is called 'whitespace' (did you mean 'white_space'?)",
+        ),
+        ("'#\\w+'", "'(a)\\1'", ":3: patterns.1: rule 'tags': RE2 has no backreferences"),
+        ("'#\\w+'", "'a(?=b)'", ":3: patterns.1: rule 'tags': RE2 has no look-around"),
+        (", pattern", ", patern", ":3: patterns.1.patern: unknown key (did you mean 'pattern'?)"),
+        ("tags", "white_space", ":1: patterns: rule 'white_space': the name is taken"),
+    ],
+)
+def test_a_wrong_shared_rule_is_told_once_where_it_stands(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    text = PATTERNS.replace(old, new, 1) + GOOD + GOOD.replace("profiles:\n", "").replace("one:", "two:")
+    found = problems_of(tmp_path, text)
+    assert any(problem.startswith(expected) for problem in found), found
+    assert len(found) == 1
+
+
+def test_overrides_reach_filters_and_settings(tmp_path: Path) -> None:
+    profile = pipelines(tmp_path).profile("one", ["aspect_ratio.max=2", "units.max_samples=7", "output.path=out"])
+    assert profile.filters["aspect_ratio"].model_dump()["max"] == 2
+    assert (profile.units.max_samples, profile.output.path) == (7, "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aspect_ratio.max", "must look like"),
+        ("aspect_ratio.maxx=2", r"--set: one.filters.aspect_ratio.maxx: unknown key \(did you mean 'max'\?\)"),
+        ("aspect_ratio.max=wide", "--set: one.filters.aspect_ratio.max: .*number"),
+        ("aspect_ratio.max.more=1", "max is not a mapping"),
+        ("emojis.max_count=1", "--set: one.emojis: unknown key"),
+        ("units.max_samples=[", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_has_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        pipelines(tmp_path).profile("one", [text])
+    assert len(caught.value.problems) == 1
+
+
+def test_an_unknown_profile_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'one'"):
+        pipelines(tmp_path).profile("onee")
+
+
+def test_a_filter_may_have_a_label_of_its_own(tmp_path: Path) -> None:
+    text = GOOD + "      unsafe: {filter: column, column: punsafe, max: 0.5}\n"
+    profile = load(write(tmp_path, text)).profile("one")
+    assert profile.filters["unsafe"].name == "column"
+
+
+def test_pixel_filters_run_last_wherever_they_stand(tmp_path: Path) -> None:
+    text = GOOD.replace("      text_length", "      clip_score: {min: 0.3}\n      text_length")
+    assert list(load(write(tmp_path, text)).profile("one").filters)[-1] == "clip_score"
+
+
+def test_thresholds_change_the_decision_and_nothing_else(tmp_path: Path) -> None:
+    before = pipelines(tmp_path).profile("one").fingerprints()
+    tighter = pipelines(tmp_path).profile("one", ["aspect_ratio.max=2"]).fingerprints()
+    assert (before.score, before.decision) != (tighter.score, tighter.decision)
+    assert before.score == tighter.score
+    harder = pipelines(tmp_path).profile("one", ["readable=decode"]).fingerprints()
+    assert before.score != harder.score
+    elsewhere = pipelines(tmp_path).profile("one", ["output.path=x", "resources.read.num_cpus=2"]).fingerprints()
+    assert elsewhere == before

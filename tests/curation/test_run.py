@@ -1,0 +1,249 @@
+"""Whole runs on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from curation import manifests
+from curation.plan import RunError, make_plan
+from curation.run import finish, load_totals, run
+from shards.storage import Storage, StorageError
+from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_tar
+from tests.curation.test_unit import files_of, ledger_of, run_plainly
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def some_input(folder: Path, files: int = 3) -> None:
+    for number in range(files):
+        bad = [pair(f"x{number}", "no", image()), pair(f"y{number}", "A good caption of a picture", image()[:700])]
+        write_tar(folder / f"in/{number:05d}.tar", flat(good_pairs(4, number * 10)) + flat(bad))
+
+
+def test_a_run_on_ray_equals_plain_functions(tmp_path: Path) -> None:
+    for folder in (tmp_path / "ray", tmp_path / "plain"):
+        some_input(folder)
+    result = run(profile(tmp_path / "ray"))
+    run_plainly(profile(tmp_path / "plain"))
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "plain")
+    assert not result.failed
+    assert (result.totals.seen, result.totals.kept, result.worked) == (18, 12, 3)
+    assert len(ledger_of(tmp_path / "ray")) == 18
+    assert not list((tmp_path / "ray/runs/test").rglob("*.tmp*"))
+    assert not list((tmp_path / "ray/runs/test/attempts").glob("*"))
+
+
+def test_a_second_run_does_no_work_and_a_lost_unit_is_done_again(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    before = files_of(tmp_path)
+    manifest = (tmp_path / "runs/test/manifest.json").read_bytes()
+    assert run(checked).worked == 0
+    lost = next((tmp_path / "runs/test/units").glob("*.json"))
+    lost.unlink()
+    assert run(checked).worked == 1
+    assert files_of(tmp_path) == before
+    assert (tmp_path / "runs/test/manifest.json").read_bytes() == manifest
+
+
+def test_limit_takes_whole_units_and_the_rest_goes_on_later(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    assert run(checked, limit=7).worked == 2
+    assert not load_totals(checked)[3]
+    assert run(checked).worked == 1
+    totals, seconds, failed, complete = load_totals(checked)
+    assert (totals.seen, failed, complete) == (18, [], True)
+    assert seconds > 0
+
+
+def test_a_unit_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    write_tar(tmp_path / "in/bad.tar", pair("x", "a caption that goes boom", image()))
+    checked = profile(tmp_path, filters={**CHEAP, "mine": {"filter": "tests.curation.test_unit:Raises"}})
+    result = run(checked)
+    assert [outcome.error for outcome in result.failed] == [
+        "filter 'mine' failed: ZeroDivisionError: the plug-in met a boom"
+    ]
+    assert result.totals.units == 3
+    (record,) = manifests.failures(Storage.open(str(tmp_path / "runs/test")))
+    assert record["input"] == "bad.tar"
+    assert not load_totals(checked)[3]
+    again = run(checked)
+    assert (again.worked, len(again.failed)) == (1, 1)
+
+
+def test_damaged_inputs_are_rows_or_warnings(tmp_path: Path) -> None:
+    some_input(tmp_path, 1)
+    path = write_tar(tmp_path / "in/cut.tar", flat(good_pairs(4, 50)))
+    path.write_bytes(path.read_bytes()[: 3 * 4096])
+    (tmp_path / "in/empty.tar").write_bytes(b"")
+    result = run(profile(tmp_path))
+    assert not result.failed
+    assert any("cut.tar" in warning for warning in result.totals.warnings)
+    assert result.totals.seen == len(ledger_of(tmp_path))
+
+
+def clip_settings() -> dict[str, Any]:
+    """A CLIP of random weights: what it says is noise, but every part of the path is real."""
+    import open_clip
+    import torch
+
+    folder = Path(os.environ["PYTEST_TINY_CLIP"])
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    path = folder / "tiny_run_clip.json"
+    if not path.exists():
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("tiny_run_clip").state_dict(), folder / "tiny.pt")
+    return {"model": str(path), "pretrained": str(folder / "tiny.pt"), "min": -1.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    os.environ["PYTEST_TINY_CLIP"] = str(tmp_path_factory.mktemp("clip"))
+    yield
+    del os.environ["PYTEST_TINY_CLIP"]
+
+
+def test_pixels_are_scored_for_survivors_only(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    settings = clip_settings()
+    checked = profile(tmp_path, filters={"clip_score": settings, **CHEAP})
+    result = run(checked)
+    assert not result.failed, result.failed
+    rows = ledger_of(tmp_path)
+    assert all((row["clip_score_cosine"] is not None) == (row["reason"] is None) for row in rows)
+    assert result.totals.kept == 12
+    middle = sorted(row["clip_score_cosine"] for row in rows if row["reason"] is None)[6]
+    tight = profile(tmp_path, name="tight", filters={"clip_score": {**settings, "min": middle}, **CHEAP})
+    second = run(tight)
+    assert second.totals.kept == 6
+    assert second.totals.reasons["clip_score"] == 6
+    review = pq.read_table(next((tmp_path / "runs/tight/samples").glob("*.parquet"))).to_pylist()
+    assert all(row["thumbnail"][:2] == b"\xff\xd8" for row in review if row["reason"] in (None, "clip_score"))
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    from curation.job import JobError
+    from filters.base import RuleError
+
+    some_input(tmp_path)
+    settings = clip_settings()
+    with pytest.raises(RuleError, match=r"no\.pt"):
+        run(profile(tmp_path, filters={**CHEAP, "clip_score": {**settings, "pretrained": str(tmp_path / "no.pt")}}))
+    (tmp_path / "bad.pt").write_bytes(b"not weights")
+    with pytest.raises((JobError, RuleError)) as caught:
+        run(profile(tmp_path, filters={**CHEAP, "clip_score": {**settings, "pretrained": str(tmp_path / "bad.pt")}}))
+    assert "bad.pt" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_another_configuration_in_the_way_is_refused_with_what_differs(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    run(profile(tmp_path))
+    with pytest.raises(RunError, match=r"another configuration \(aspect_ratio.max: 3.0 -> 2.0\)"):
+        make_plan(profile(tmp_path, filters={**CHEAP, "aspect_ratio": {"max": 2.0}}))
+    with pytest.raises(RunError, match='readable: "trailer" -> "decode"'):
+        make_plan(profile(tmp_path, readable="decode"))
+    with pytest.raises(RunError, match="order of the filters"):
+        make_plan(profile(tmp_path, filters=dict(reversed(CHEAP.items()))))
+
+
+def test_an_input_that_changed_is_refused(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    (tmp_path / "in/00001.tar").unlink()
+    with pytest.raises(RunError, match="1 of its 3 committed units are no longer in"):
+        make_plan(checked)
+
+
+def test_an_output_without_run_json_or_with_a_damaged_one(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    (tmp_path / "runs/test/run.json").write_text("{")
+    with pytest.raises(RunError, match="run.json: damaged"):
+        make_plan(checked)
+    (tmp_path / "runs/test/run.json").unlink()
+    with pytest.raises(RunError, match="holds units but no run.json"):
+        make_plan(checked)
+
+
+def test_a_damaged_unit_manifest_is_named(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    path = next((tmp_path / "runs/test/units").glob("*.json"))
+    path.write_text("{")
+    with pytest.raises(manifests.ManifestError, match=path.name):
+        make_plan(checked)
+
+
+def test_compacted_manifests_say_the_same(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    before = run(checked).totals
+    output = Storage.open(str(tmp_path / "runs/test"))
+    assert manifests.compact(output, at=4) == 0
+    assert manifests.compact(output, at=3) == 3
+    assert not list((tmp_path / "runs/test/units").glob("*.json"))
+    assert load_totals(checked)[0].reasons == before.reasons
+    assert run(checked).worked == 0
+    some_input(tmp_path, 5)
+    assert run(checked).worked == 2
+    assert manifests.compact(output, at=1) == 2
+    assert len(manifests.committed(output)) == 5
+    assert finish(make_plan(checked), []).seen == 30
+
+
+def test_no_room_for_the_output_is_told_and_mended_by_another_run(tmp_path: Path) -> None:
+    """A real, small file system that runs full."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], check=False).returncode
+    ):
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        for number in range(3):
+            write_tar(
+                tmp_path / f"in/{number}.tar",
+                flat(pair(f"{i}", "A good caption of a thing", image(900, 900, i, quality=95)) for i in range(3)),
+            )
+        checked = profile(tmp_path, output={"path": str(mount)})
+        filler = mount / "filler"
+        filler.write_bytes(b"\0" * 150_000)
+        result = run(checked)
+        assert result.failed
+        assert all("space" in (outcome.error or "") for outcome in result.failed)
+        assert not list(mount.rglob("*.tmp*"))
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
+        after = run(checked)
+        assert not after.failed
+        assert after.totals.seen == 9
+    finally:
+        subprocess.run(["umount", mount], check=False)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="file"):
+        run(profile(tmp_path, output={"path": str(tmp_path / "file")}))

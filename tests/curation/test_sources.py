@@ -1,0 +1,227 @@
+"""Whatever the input holds becomes a row; damage is told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.sources import Raw, SourceError, fetch_reason, read_unit, source_json
+from curation.units import plan_units
+from tests.curation.pairs import Member, flat, good_pairs, image, pair, profile, write_parquet, write_tar
+
+PICTURE = image()
+
+
+def read(folder: Path, kind: str = "webdataset", **settings: Any) -> Raw:
+    """All units of `folder/in`, one after the other."""
+    checked = profile(folder, kind, **settings)
+    storage, units = plan_units(checked)
+    raw = Raw()
+    for unit in units:
+        part = read_unit(checked, storage, unit)
+        for name in ("keys", "images", "captions", "problems", "columns", "warnings"):
+            getattr(raw, name).extend(getattr(part, name))
+    return raw
+
+
+def rows(raw: Raw) -> list[tuple[str, str | None, str | None]]:
+    return list(zip(raw.keys, raw.captions, raw.problems, strict=True))
+
+
+def test_a_plain_tar(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "in/a.tar", pair("x/1", "one", PICTURE, {"url": "u", "note": 3}) + pair("2", "zwei ü", PICTURE)
+    )
+    raw = read(tmp_path)
+    assert rows(raw) == [("x/1", "one", None), ("2", "zwei ü", None)]
+    assert raw.images[0] == PICTURE
+    assert raw.columns[0] == {"url": "u", "note": 3}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (pair("1", "text only", None), [("1", "text only", "unreadable:no_image")]),
+        (pair("1", None, PICTURE), [("1", None, "unreadable:no_caption")]),
+        (pair("1", b"caf\xe9 au lait", PICTURE), [("1", "caf\ufffd au lait", "unreadable:caption_encoding")]),
+        (pair("1", "", PICTURE), [("1", "", None)]),
+        (pair("1", "a", PICTURE) + pair("1", "b", PICTURE), [("1", "a", None), ("1", "b", "unreadable:duplicate_key")]),
+        (
+            pair("1", "a", PICTURE) + pair("2", "b", PICTURE) + pair("1", "c", PICTURE),
+            [("1", "a", None), ("2", "b", None), ("1", "c", "unreadable:duplicate_key")],
+        ),
+        ([*pair("a.b.c", "dots", None), ("a.jpg", PICTURE)], None),
+        ([("1.JPEG", PICTURE), ("1.TXT", b"upper case")], [("1", "upper case", None)]),
+        ([("1.png", PICTURE), ("1.json", json.dumps({"caption": "from json"}).encode())], [("1", "from json", None)]),
+        ([("1.jpg", PICTURE), ("1.json", b"{broken")], [("1", None, "unreadable:no_caption")]),
+        ([("1.jpg", PICTURE), ("1.json", b'{"caption": "half \\ud800"}')], [("1", "half ?", "unreadable:caption_encoding")]),
+        ([("1.jpg", PICTURE), ("1.json", b'{"caption": null}')], [("1", None, "unreadable:no_caption")]),
+        ([("1.jpg", PICTURE), ("1.json", b'{"caption": 7}')], [("1", "7", None)]),
+        ([("1.jpg", PICTURE), ("1.json", b"[" * 100_000)], [("1", None, "unreadable:no_caption")]),
+    ],
+)  # fmt: skip
+def test_odd_members(
+    tmp_path: Path, members: list[Member], expected: list[tuple[str, str | None, str | None]] | None
+) -> None:
+    write_tar(tmp_path / "in/a.tar", members)
+    found = rows(read(tmp_path))
+    if expected is None:  # a key with dots: WebDataset splits at the first dot, nothing is lost
+        assert found == [("a", None, "unreadable:no_caption")]
+    else:
+        assert found == expected
+
+
+def test_a_truncated_tar_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "in/a.tar", flat(good_pairs(5)))
+    data = path.read_bytes()
+    for cut_at in range(len(data) // 3, len(data.rstrip(b"\0")) - 600, 777):
+        path.write_bytes(data[:cut_at])
+        raw = read(tmp_path)
+        assert all(problem in (None, "unreadable:truncated_tar") for problem in raw.problems)
+        assert len(raw.warnings) == 1
+        assert "a.tar" in raw.warnings[0]
+
+
+def test_a_gzipped_tar_is_told_as_such(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "in/a.tar", flat(good_pairs(2)))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert "gzip" in read(tmp_path).warnings[0]
+
+
+def img2dataset(folder: Path, count: int = 4) -> list[dict[str, Any]]:
+    rows = [
+        {"url": f"u{i}", "caption": f"caption {i}", "key": f"{i:09d}", "status": "success", "error_message": None,
+         "original_width": 900 + i, "original_height": 300, "punsafe": 0.25}
+        for i in range(count)
+    ]  # fmt: skip
+    write_parquet(folder / "in/00000.parquet", rows)
+    write_tar(folder / "in/00000.tar", flat(pair(str(row["key"]), row["caption"], PICTURE, row) for row in rows))
+    return rows
+
+
+def test_img2dataset_takes_columns_from_its_parquet(tmp_path: Path) -> None:
+    expected = img2dataset(tmp_path)
+    raw = read(tmp_path, "img2dataset")
+    assert raw.keys == [row["key"] for row in expected]
+    assert [columns["original_width"] for columns in raw.columns] == [900, 901, 902, 903]
+    assert raw.problems == [None] * 4
+    assert not raw.warnings
+
+
+def test_failed_downloads_are_rows(tmp_path: Path) -> None:
+    listed = img2dataset(tmp_path)
+    listed.insert(
+        1, {**listed[0], "key": "9", "status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+    )
+    listed.append({**listed[0], "key": "10", "status": "success"})
+    write_parquet(tmp_path / "in/00000.parquet", listed)
+    raw = read(tmp_path, "img2dataset")
+    assert raw.problems == [None, "fetch:http_404", None, None, None, "unreadable:missing"]
+    assert raw.keys[1] == "9"
+
+
+def test_a_tar_without_its_parquet_is_read_and_told(tmp_path: Path) -> None:
+    img2dataset(tmp_path)
+    (tmp_path / "in/00000.parquet").unlink()
+    raw = read(tmp_path, "img2dataset")
+    assert raw.columns[1]["original_width"] == 901
+    assert "failed downloads are unknown" in raw.warnings[0]
+
+
+def test_samples_that_the_parquet_does_not_list_are_rows_too(tmp_path: Path) -> None:
+    listed = img2dataset(tmp_path)
+    write_parquet(tmp_path / "in/00000.parquet", listed[1:])
+    assert sorted(read(tmp_path, "img2dataset").keys) == sorted(row["key"] for row in listed)
+
+
+@pytest.mark.parametrize("max_samples", [1, 2, 3, 100])
+def test_a_cut_tar_has_the_same_rows_as_a_whole_one(tmp_path: Path, max_samples: int) -> None:
+    listed = img2dataset(tmp_path, 7)
+    failed = {**listed[0], "key": "9", "status": "failed_to_download", "error_message": "timed out"}
+    write_parquet(tmp_path / "in/00000.parquet", [*listed, failed, {**listed[0], "key": "gone"}])
+    raw = read(tmp_path, "img2dataset", units={"max_samples": max_samples})
+    assert sorted(rows(raw), key=str) == sorted(rows(read(tmp_path, "img2dataset")), key=str)
+    assert len(raw.keys) == 9
+
+
+def test_parquet_with_image_bytes(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "in/a.parquet",
+        [
+            {"jpg": PICTURE, "caption": "one", "url": "u", "key": "k1", "w": 3},
+            {"jpg": None, "caption": "two", "url": "u", "key": "k2", "w": 3},
+            {"jpg": PICTURE, "caption": None, "url": "u", "key": "k1", "w": 3},
+        ],
+    )
+    raw = read(tmp_path, "parquet")
+    assert raw.problems == [None, "unreadable:no_image", "unreadable:duplicate_key"]
+    assert raw.images[0] == PICTURE
+    assert raw.columns[0] == {"url": "u", "key": "k1", "w": 3}
+
+
+def test_parquet_with_image_structs_and_no_keys(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "in/a.parquet", [{"image": {"bytes": PICTURE, "path": "x"}, "text": "one"}] * 5, row_group_size=2
+    )
+    raw = read(tmp_path, "parquet", units={"max_samples": 3})
+    assert raw.keys == ["0", "1", "2", "3", "4"]
+    assert raw.images == [PICTURE] * 5
+
+
+def test_parquet_text_that_is_no_utf8_spoils_only_itself(tmp_path: Path) -> None:
+    captions = pa.StringArray.from_buffers(
+        2, pa.py_buffer(b"\x00\x00\x00\x00\x04\x00\x00\x00\x08\x00\x00\x00"), pa.py_buffer(b"finecaf\xe9")
+    )  # fmt: skip
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"jpg": [PICTURE] * 2, "caption": captions}), tmp_path / "in/a.parquet")
+    assert read(tmp_path, "parquet").problems == [None, "unreadable:caption_encoding"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([{"jpg": b"x", "label": 1}], {}, "no column 'caption' .*jpg, label.*set columns.caption"),
+        ([{"caption": "x", "label": 1}], {}, "no column 'image' .*set columns.image"),
+        ([{"caption": "x", "image": "path/to.jpg"}], {}, "holds string, not image bytes"),
+        ([{"caption": "x", "image": b"x"}], {"columns": {"key": "uid"}}, "no column 'uid'.*set columns.key"),
+    ],
+)
+def test_parquet_of_another_shape_is_told(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
+) -> None:
+    write_parquet(tmp_path / "in/a.parquet", rows)
+    with pytest.raises(SourceError, match=message):
+        read(tmp_path, "parquet", **settings)
+
+
+def test_a_damaged_parquet_is_told(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "in/a.parquet", [{"jpg": PICTURE, "caption": "one"}])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"a.parquet: not a readable Parquet file"):
+        read(tmp_path, "parquet")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("HTTP Error 503: Service Unavailable", "http_503"),
+        ("<urlopen error timed out>", "timeout"),
+        ("Use of image disallowed by X-Robots-Tag directive", "opt_out"),
+        ("OpenCV(4.14.0) error: (-215:Assertion failed) !buf.empty()", "decode"),
+        ("image too small", "too_small"),
+        (None, "other"),
+    ],
+)
+def test_fetch_reasons_are_short_words(message: str | None, reason: str) -> None:
+    assert fetch_reason(message) == reason
+
+
+def test_source_json_is_valid_whatever_the_columns_hold() -> None:
+    text = source_json({"a": float("nan"), "b": b"\xff", "c": None, "d": {"e": [1, "\ud800"]}, "key": 1}, ("key",))
+    assert json.loads(text) == {"a": None, "b": "\ufffd", "d": {"e": [1, "?"]}}
