@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,15 +75,43 @@ def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
         yield ray.cluster_resources()
         return
     _must_answer(address)
-    try:
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise JobError(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
-    try:
-        yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
+    with _core_log():
+        try:
+            options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
+        try:
+            yield ray.cluster_resources()
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _core_log() -> Iterator[None]:
+    """Sends what Ray's C++ core writes to file descriptor 2 to a file; Python's own stderr goes on as before.
+
+    The core complains there about things that are none of the user's (constructor arguments of Ray Data's own actors).
+    The file stays, and is named, where Ray gives up.
+    """
+    sys.stderr.flush()
+    terminal, python_stderr = os.dup(2), sys.stderr
+    descriptor, path = tempfile.mkstemp(prefix="winnow-ray-", suffix=".log")
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    with open(terminal, "w", buffering=1, encoding=python_stderr.encoding, errors="backslashreplace") as stderr:
+        sys.stderr = stderr
+        wanted = False
+        try:
+            yield
+        except RayGaveUp as error:
+            wanted = True
+            raise RayGaveUp(f"{error} (Ray's own log: {path})") from error
+        finally:
+            os.dup2(terminal, 2)
+            sys.stderr = python_stderr
+            if not wanted:
+                os.unlink(path)
 
 
 def _must_answer(address: str) -> None:
@@ -98,6 +127,10 @@ def _must_answer(address: str) -> None:
 
 class JobError(Exception):
     """The job as a whole cannot go on: one line."""
+
+
+class RayGaveUp(JobError):
+    """Ray did not start, or ended the job by itself."""
 
 
 def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,10 +115,10 @@ def funnel_lines(totals: Totals, filters: Sequence[str], target: float | None, s
     if totals.fetch:
         lines.append(f"  {'listed':<16}{'':>9}  {left:>9,}")
         left -= sum(totals.fetch.values())
-        lines.append(f"  {'not fetched':<16}{-sum(totals.fetch.values()):>9,}  {left:>9,}  {_parts(totals.fetch)}")
+        lines.append(f"  {'not fetched':<16}{-sum(totals.fetch.values()):>9,}  {left:>9,}")
     lines.append(f"  {'seen':<16}{'':>9}  {left:>9,}  {bar(left)}")
     left -= sum(totals.unreadable.values())
-    row("unreadable", sum(totals.unreadable.values()), left, _parts(totals.unreadable))
+    row("unreadable", sum(totals.unreadable.values()), left)
     for name, count in shape["mappers"].items():
         left -= count
         row(name, count, left)
@@ -133,8 +134,9 @@ def funnel_lines(totals: Totals, filters: Sequence[str], target: float | None, s
     else:
         aim = "" if target is None else f" (target {target:.1%}, {(totals.retention - target) * 100:+.1f} points)"
         lines.append(f"retention: {totals.retention:.1%} of {seen:,} pairs seen{aim}")
-    if totals.hits:
-        lines.append(f"rewritten: {_parts(totals.hits)}")
+    for name, counts in (("not fetched", totals.fetch), ("unreadable", totals.unreadable), ("rewritten", totals.hits)):
+        if any(counts.values()):
+            lines += textwrap.wrap(f"{name}: {_parts(counts)}", 118, subsequent_indent="  ", break_on_hyphens=False)
     steps = {step: value for step, value in totals.seconds.items() if value >= 0.005}
     lines.append(f"worker seconds: {', '.join(f'{step} {value:.1f}' for step, value in steps.items())}")
     if seconds:
@@ -143,5 +145,5 @@ def funnel_lines(totals: Totals, filters: Sequence[str], target: float | None, s
 
 
 def _parts(counts: Mapping[str, int]) -> str:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name.partition(':')[2] or name} {count:,}" for name, count in ordered)

@@ -67,13 +67,14 @@ _MONEY = (
 # A price after these words is part of the sentence ("lobster for $29.99").
 _PRICE_WORDS = (
     r"(?i: (?:for|at|of|to|than|over|under|from|with|about|is|are|was|were|costs?|worth|an?|the|and|or|up|save|earn"
-    r"|wins?|won|only|just|sold|paid|below|above|around|by|per|tops?|exceeds?))+"
+    r"|wins?|won|only|just|sold|paid|below|above|around|by|per|tops|exceeds?))+"
 )
 _CODE = r"[A-Z]*[ -]?[A-Z0-9_./-]*[0-9][A-Z0-9_./-]*[0-9A-Z]"
 _CODE_THING = r"(?:Item|Product|Mfg\.? Part|Part|Model|Stock|Ref(?:erence)?|Catalog|Order)"
 _CODE_LABEL = (
     rf"(?:\b(?:SKU|MPN|UPC|EAN|ASIN|ISBN|{_CODE_THING})\.?(?:[ -]?(?:no|nr|num(?:ber)?|code|id)\b\.?)? ?[:#]+ ?#?"
     rf"|\b(?:{_CODE_THING}|Art|Article|Artikel|Bestell)\b\.?[ -]?(?:no|nr)\b\.? ?:? ?"
+    r"|\b(?:SKU|MPN|UPC|EAN|ASIN|ISBN)\.? "
     r"|(?:商品|产品|產品)?(?:货号|貨號|编号|編號|款号|款號|型号|型號|条码|订货号)[:： ] ?)"
 )
 _PROMOTION = (
@@ -151,7 +152,8 @@ DEFAULT_RULES: tuple[PatternRule, ...] = (
     PatternRule(
         name="credit_agency",
         pattern=(
-            rf"{_CUT}{_AGENCY}\b(?: ?\.?(?:eps)?,? ?(?:vector|photo|image|illustration)? ?#?[0-9]*"
+            rf"{_CUT}(?i:(?:{_PICTURE}(?: credits?| courtesy)?|credits?|source) ?[:：] ?)?"
+            rf"{_AGENCY}\b(?: ?\.?(?:eps)?,? ?(?:vector|photo|image|illustration)? ?#?[0-9]*"
             rf"|(?: ?[/|,] ?){_NAME}){_TAIL}"
         ),
         replace=r"\1",
@@ -177,11 +179,13 @@ DEFAULT_RULES: tuple[PatternRule, ...] = (
     PatternRule(
         name="credit_unmarked",
         pattern=(
-            r"([\p{L}0-9]{4} )(?:(?:Photo|Image|Picture|Mandatory)(?: [Cc]redits?| CREDIT| [Cc]ourtesy):"
+            r"(\b(?i:the|an?|his|her|its|my|our|your|this|that|each|any|one|new|old|and|or|of|for|with|in|on|to) "
+            r"(?:Photo|PHOTO|Photograph|Photography|Picture|Image|Foto)\b)"
+            r"|([\p{L}0-9\"”’'] )(?:(?:Photo|Image|Picture|Mandatory)(?: [Cc]redits?| CREDIT| [Cc]ourtesy):"
             r"|(?:Photo|Foto|PHOTO):|(?:Photo|PHOTO|Photograph|Photography|Picture)(?: [Cc]redit| [Cc]ourtesy)? ?"
             rf"(?:[Bb]y|BY):?) ?{_NAME}{_TAIL}"
         ),
-        replace=r"\1",
+        replace=r"\1\2",
     ),
     PatternRule(
         name="credit_chinese",
@@ -208,6 +212,7 @@ DEFAULT_RULES: tuple[PatternRule, ...] = (
         name="notice_in_brackets",
         pattern=(
             rf"{_OPEN} ?(?:images?|photos?|pictures?|pics?|(?:full |ultra )?hd|uhd|4k|1080p|720p|video|pdf|gif|enlarge"
+            r"|(?:free )?download|free shipping|(?:photo )?gallery|slide ?show|oc|repost|on sale|in stock|best ?seller"
             r"|view larger|official (?:music |lyric )?(?:video|audio|visualizer|trailer)|read more|see more"
             rf"|(?:click|tap) (?:here|to|for|on|image){_INSIDE}{{0,40}}|高清(?:大?图|图片|组图)?|组图|組圖"
             rf"|多图|视频|視頻|(?:点击|點擊){_INSIDE}{{0,12}}|更多图片)[0-9]{{0,3}} ?{_CLOSE}"
@@ -229,7 +234,7 @@ DEFAULT_RULES: tuple[PatternRule, ...] = (
     PatternRule(
         name="product_code",
         pattern=(
-            rf"[ |,;/–—-]*{_CODE_LABEL}{_CODE}[ .]*$|^{_CODE_LABEL}{_CODE} "
+            rf"[ |,;/–—-]*{_CODE_LABEL}{_CODE}[ .]*$|^{_CODE_LABEL}{_CODE} |{_OPEN} ?{_CODE_LABEL}{_CODE} ?{_CLOSE}"
             r"|(?:[ |,;]*#|(?: [–—-]|[|–—]) ?#?)[0-9]{6,}$"
         ),
         ignore_case=True,

@@ -24,6 +24,11 @@ ENGLISH_TAILS = [
     " | Price: $1,299.00",
     " [HD]",
     " (click to enlarge)",
+    " [Free Shipping]",
+    " [OC]",
+    " (SKU: 13283)",
+    " - SKU 71838",
+    " - Photo: Shutterstock",
     " [Image]",
     " - Stock Photo",
     " Royalty Free Stock Images",
@@ -119,6 +124,9 @@ REWRITTEN = [
     ("三个红色的圆形。。。", "三个红色的圆形。"),
     ("三个红色的圆形，，，蓝色", "三个红色的圆形，蓝色"),
     ("Stock Photo: Samui triathlon", "Samui triathlon"),
+    ("[Download] Two red circles", "Two red circles"),
+    ("A word at the top Photo credit: Jane Doe", "A word at the top"),
+    ("A white ring at the top £97.00", "A white ring at the top"),
     ("Photo by Jane Doe on Unsplash", ""),
     ("IMG_8522.jpeg", ""),
     ("Private hell 36.JPG", "Private hell"),
@@ -142,6 +150,10 @@ REWRITTEN = [
 ]
 # Captions that look like noise and are none.
 UNTOUCHED = [
+    "Standing behind the Photo by Diane Arbus",
+    "She hung a Photo By Ansel Adams on the wall",
+    "Sticker reading SKU 71838 on a wooden crate",
+    "Download button on a blue website",
     "a lamp (source of light) on a desk",
     "my holiday (photos/videos) folder",
     "（图书馆拍的）照片很美",
