@@ -171,9 +171,7 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
                 for text in block.column("outcome").to_pylist():
                     yield Outcome(**json.loads(text))
         except ray.exceptions.RayError as error:
-            raise JobError(
-                f"Ray gave up: {describe(error)}; run again to go on with the units that are left"
-            ) from error
+            raise RayGaveUp(f"Ray gave up ({describe(error)}): run again to go on with the units left") from error
 
 
 def gpus_per_actor(profile: Profile, resources: Mapping[str, float]) -> float:

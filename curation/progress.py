@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, units: int, what: str) -> None:
         self.total = units
         self.what = what
-        self.units = self.samples = self.seen = self.kept = self.failed = 0
+        self.units = self.samples = self.seen = self.kept = self.failed = self._told = 0
         self._started = self._last = time.monotonic()
         self._bar = (
             tqdm(total=units, desc=what, unit="unit", dynamic_ncols=True, leave=True) if sys.stderr.isatty() else None
@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.units:
+        elif self.units > self._told:
             self._line()
 
     def unit(self, listed: int, seen: int, kept: int, failed: bool) -> None:
@@ -57,7 +57,7 @@ class Progress:
         return f"{self.samples:,} samples{kept}{failed}"
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self.units
         seconds = self._last - self._started
         sys.stderr.write(f"{self.what}: {self.units:,}/{self.total:,} units, {self._state()}, {seconds:.0f} s\n")
         sys.stderr.flush()
