@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all lint format bench-language clean
+.PHONY: help demo test test-all lint format bench-language bench-real-data clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -43,6 +43,9 @@ format: $(STAMP)-test  ## rewrites the files as `make lint` wants them
 
 bench-language: $(STAMP)-test  ## the table of docs/language.md
 	@$(BIN)/python -m benchmarks.language
+
+bench-real-data: $(STAMP)-test  ## the funnels of docs/real-data.md
+	@$(BIN)/python -m benchmarks.real_data
 
 clean:  ## removes what the commands made, but not the environment
 	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -138,7 +138,13 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     for index, (label, rule) in enumerate(profile.filters.items()):
         where = "pixels, actor pool, survivors only" if label in profile.pixel else "read task"
-        settings = [f"{key}={value}" for key, value in rule.model_dump(mode="json").items() if value is not None]
+        # A model's filter has defaults that its other settings make void: only what was set is shown.
+        shown = rule.model_fields_set | {"min"} if label in profile.pixel else set(type(rule).model_fields)
+        settings = [
+            f"{name}={value}"
+            for name, value in rule.model_dump(mode="json", include=shown).items()
+            if value is not None
+        ]
         title = "filters" if index == 0 else ""
         lines.append(f"{title:<10} {index + 1}. {label} ({where}): {', '.join(settings)}")
     lines.append(f"resources  read tasks: {profile.resources.read.num_cpus:g} CPUs each")

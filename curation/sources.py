@@ -12,14 +12,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.profile import Profile
-from curation.units import Unit, tar_samples
+from curation.units import Unit, sidecar_path, tar_samples
 from shards.storage import Storage
 from shards.tar import TarSample
 
@@ -140,7 +139,7 @@ def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw) -> list[d
     """Rows of img2dataset's Parquet beside the tar, failed downloads included; None where there is none."""
     if profile.input.format != "img2dataset":
         return None
-    path = str(PurePosixPath(unit.path).with_suffix(".parquet"))
+    path = sidecar_path(unit.path)
     if not storage.exists(path):
         raw.warnings.append(f"{unit.path}: no {path} beside it, so its failed downloads are unknown")
         return None

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Self
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from shards.storage import Entry, Storage, StorageError, resolve_inputs
 from shards.tar import Member, TarError, TarSample, cut, group, scan
 
 SUFFIXES = {"img2dataset": (".tar",), "webdataset": (".tar",), "parquet": (".parquet",)}
-# A tar's samples are counted only where the first megabyte says that it holds far more than a unit may.
+# A tar's samples are counted only where its side-car or its first megabyte says that it holds far more than a unit may.
 _PROBE_BYTES = 1 << 20
 _READERS = 16  # footers and first megabytes are read side by side: object stores answer in 50 ms each
 
@@ -90,7 +91,9 @@ Range = tuple[int | None, int | None, int | None]
 
 def _split_tar(profile: Profile, storage: Storage, entry: Entry) -> Iterator[Range]:
     limits = profile.units
-    samples, complete = _probe(storage, entry)
+    samples, complete = _sidecar_rows(profile, storage, entry), False
+    if samples is None:
+        samples, complete = _probe(storage, entry)
     if complete or (entry.size <= limits.max_bytes and (samples or 0) <= 1.5 * limits.max_samples):
         yield None, None, samples
         return
@@ -101,6 +104,25 @@ def _split_tar(profile: Profile, storage: Storage, entry: Entry) -> Iterator[Ran
     # The last range goes to the end of the file, so that damage behind the last whole sample is seen and told.
     for index, (start, stop, count) in enumerate(ranges):
         yield start, entry.size if index == len(ranges) - 1 else stop, count
+
+
+def sidecar_path(tar: str) -> str:
+    """Where img2dataset puts the Parquet of a tar."""
+    return str(PurePosixPath(tar).with_suffix(".parquet"))
+
+
+def _sidecar_rows(profile: Profile, storage: Storage, entry: Entry) -> int | None:
+    """What img2dataset's Parquet lists for a tar, failed downloads included; None where it cannot say."""
+    path = sidecar_path(entry.path)
+    if profile.input.format != "img2dataset" or not storage.exists(path):
+        return None
+    try:
+        with storage.open_input(path) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (OSError, ValueError) as error:
+        if isinstance(error, StorageError):
+            raise
+        return None  # not Parquet: the unit fails with the reason
 
 
 def _probe(storage: Storage, entry: Entry) -> tuple[int | None, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 FOLDER = Path("data/demo")
+RUN = Path("runs/demo")  # where the profile `demo` writes
 _FORMAT = argparse.RawDescriptionHelpFormatter
 
 
@@ -81,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _web(out: Path, samples: int, seed: int, workers: int | None) -> None:
+def _web(out: Path, samples: int, seed: int, workers: int | None) -> bool:
+    """Whether it had to be built."""
     from demo.web import build_web
 
     bar = Bar()
@@ -90,9 +93,11 @@ def _web(out: Path, samples: int, seed: int, workers: int | None) -> None:
     finally:
         bar.close()
     sys.stdout.write(f"demo web: {samples} samples in {out / 'web'}{'' if built else ' (already there)'}\n")
+    return built
 
 
-def _clip(out: Path) -> None:
+def _clip(out: Path) -> bool:
+    """Whether it had to be trained."""
     from demo.clip import ensure_clip, read_card
 
     bar = Bar()
@@ -104,6 +109,7 @@ def _clip(out: Path) -> None:
     quality = ", ".join(f"{language} {value:.3f}" for language, value in card["auc"].items())
     known = " (already there)" if card == before else ""
     sys.stdout.write(f"demo CLIP: {out}, AUC on unseen scenes {quality}{known}\n")
+    return card != before
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,8 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "clip":
             _clip(options.out)
             return 0
-        _web(FOLDER, 3000, 0, None)
-        _clip(FOLDER / "clip")
+        made = [_web(FOLDER, 3000, 0, None), _clip(FOLDER / "clip")]
+        if any(made) and RUN.exists():
+            # The demo's own output of another web or model: the run would refuse to mix them.
+            shutil.rmtree(RUN)
+            sys.stdout.write(f"removed {RUN}, which an earlier demo web or CLIP had made\n")
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip]'\n")
         return 1

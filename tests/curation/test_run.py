@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,58 @@ def test_compacted_manifests_say_the_same(tmp_path: Path) -> None:
     assert manifests.compact(output, at=1) == 2
     assert len(manifests.committed(output)) == 5
     assert finish(make_plan(checked), []).seen == 30
+
+
+def test_what_a_run_leaves_is_read_by_the_usual_libraries(tmp_path: Path) -> None:
+    """Images of three formats through the job, then webdataset, wids, Ray Data and Energon's own `prepare`."""
+    import ray.data
+    import webdataset
+    import wids
+
+    pictures = {kind: image(seed=index, kind=kind) for index, kind in enumerate(("JPEG", "PNG", "WEBP"))}
+    for name in ("a", "b"):
+        members = [pair(f"{name}{kind}", f"A caption of a {kind} picture 图", data) for kind, data in pictures.items()]
+        write_tar(tmp_path / f"in/{name}.tar", flat(members))
+    run(profile(tmp_path))
+    root = tmp_path / "runs/test"
+    tars = [str(root / line) for line in (root / "shards.txt").read_text().split()]
+    expected = {row["key"]: pictures[row["source_key"][1:]] for row in ledger_of(tmp_path)}
+    assert len(expected) == 6
+
+    def picture(sample: dict[str, Any]) -> bytes | None:
+        return next((sample[name] for name in ("jpg", "png", "webp") if isinstance(sample.get(name), bytes)), None)
+
+    assert {s["__key__"]: picture(s) for s in webdataset.WebDataset(tars, shardshuffle=False)} == expected
+    assert {s["__key__"]: picture(s) for s in ray.data.read_webdataset(tars, decoder=None).take_all()} == expected
+    listed = wids.ShardListDataset(str(root / "manifest.json"), cache_dir=str(tmp_path / "cache"), transformations=[])
+    found = [listed[number] for number in range(len(listed))]
+    assert {
+        s["__key__"]: picture({name[1:]: v.read() for name, v in s.items() if name[0] == "."}) for s in found
+    } == expected
+    indices = {tar: Path(f"{tar}.idx").read_bytes() for tar in tars}
+    code = "from megatron.energon.cli.main import main; main()"
+    options = [
+        "--non-interactive",
+        "--split-ratio",
+        "1,0,0",
+        "--num-workers",
+        "1",
+        "--no-progress",
+        "--sample-type",
+        "CrudeWebdataset",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prepare", str(root / "shards"), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {tar: Path(f"{tar}.idx").read_bytes() for tar in tars} == indices
+    assert json.loads((root / "shards/.nv-meta/.info.json").read_text())["shard_counts"] == {
+        Path(tar).name: 3 for tar in tars
+    }
+    assert run(profile(tmp_path)).worked == 0
 
 
 def test_no_room_for_the_output_is_told_and_mended_by_another_run(tmp_path: Path) -> None:
