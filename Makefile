@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.stamp
+# Remembers the folder and the pyproject.toml that the environment was installed for: several checkouts may share one.
+STAMP := $(VENV)/.stamp-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-all lint format bench-language bench-real-data clean
@@ -15,13 +16,14 @@ $(VENV)/bin/python:
 	@echo "Making the virtual environment $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made: install the venv module (Debian: apt-get install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
-# One environment serves both; each stamp remembers the pyproject.toml and the folder it was installed for.
-$(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python pyproject.toml
+# One environment serves both; the tests' has all that the demo needs.
+$(STAMP)-demo: EXTRAS := curate,clip
+$(STAMP)-test: EXTRAS := curate,clip,dev
+$(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python
 	@echo "Installing (some minutes the first time; torch alone is several GB) ..."
-	@$(PIP_INSTALL) -e '.[$(if $(findstring test,$@),curate$(comma)clip$(comma)dev,curate$(comma)clip)]'
-	@touch $@ $(if $(findstring test,$@),$(STAMP)-demo)
-
-comma := ,
+	@rm -f $(filter-out $(STAMP)-%,$(wildcard $(VENV)/.stamp-*))
+	@$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@ $(patsubst %-test,%-demo,$@)
 
 demo: $(STAMP)-demo  ## builds the demo web, curates it, prints the funnel
 	@$(BIN)/python -m demo

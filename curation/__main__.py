@@ -6,6 +6,8 @@ Exit status: 0 done; 1 the run did not end whole; 2 a mistake in the call or the
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal in ASCII still shows every caption
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -32,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pipelines = load(options.config)
         command = {"validate": _validate, "plan": _plan, "run": _run, "stats": _stats}[options.command]
-        return command(pipelines, options)
+        status = command(pipelines, options)
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         for problem in error.problems:
             _complain(problem)
@@ -40,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StorageError, RuleError, RunError, ManifestError, manifest.ManifestError) as error:
         _complain(str(error))
         return 2
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except KeyboardInterrupt:
         _complain("interrupted; what is committed stays: the same command goes on from there")
         return 130
@@ -89,10 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _complain(line: str) -> None:
@@ -108,14 +117,15 @@ def _validate(pipelines: Pipelines, options: argparse.Namespace) -> int:
         profiles = {options.profile: pipelines.profile(options.profile)}
     else:
         profiles = pipelines.validate()
+    from curation.plan import asked
     from filters.base import RuleError
 
     for name, profile in profiles.items():
         steps = [*(mapper.name for mapper in profile.mappers), *profile.filters]
         _print(f"{name}: ok ({profile.input.format}: {' > '.join(steps)})")
-        for rule in (*profile.mappers, *profile.filters.values()):
+        for label, rule in profile.rules():
             try:
-                rule.check()
+                asked(label, rule.check)
             except RuleError as error:  # not a mistake in the file: weights may be made or mounted later
                 _print(f"{name}: not ready to run: {error}")
     return 0
@@ -160,7 +170,9 @@ def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
     if result.failed:
         for outcome in result.failed[:5]:
             _complain(f"unit {outcome.unit_id[:12]}: {outcome.error}")
-        failed = f"{len(result.failed)} units failed, the others are committed"
+        failed = (
+            f"{len(result.failed)} {'unit' if len(result.failed) == 1 else 'units'} failed, the others are committed"
+        )
         _complain(f"{failed}; see {folder}/failed and run again once mended")
         return 1
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +23,11 @@ def to_table(judged: Judged) -> pa.Table:
         "warnings": judged.warnings,
         "seconds": judged.seconds,
     }
+    return with_state(judged, state)
+
+
+def with_state(judged: Judged, state: Mapping[str, Any]) -> pa.Table:
+    """The rows of a unit with its images and problems, and `state` in the first row."""
     rows = len(judged.rows)
     return (
         judged.rows.append_column(_IMAGE, pa.array(judged.images, pa.large_binary()))
@@ -30,13 +37,19 @@ def to_table(judged: Judged) -> pa.Table:
     )
 
 
+def state_of(table: pa.Table) -> dict[str, Any]:
+    """What `with_state` put into the first row."""
+    state: dict[str, Any] = json.loads(table.column(_STATE)[0].as_py())
+    return state
+
+
 def from_table(table: pa.Table) -> Judged:
     """The unit again. Raises `StepError` where the table is not exactly one whole unit."""
     units = pc.unique(table.column("unit_id"))
     expected = table.column(_ROWS)[0].as_py()
     if len(units) != 1 or len(table) != expected:
         raise StepError(f"a block holds {len(table)} of {expected} rows of {len(units)} units: units must stay whole")
-    state = json.loads(table.column(_STATE)[0].as_py())
+    state = state_of(table)
     images: list[Image] = []
     for chunk in table.column(_IMAGE).chunks:
         images += [memoryview(value.as_buffer()).cast("B") if value.is_valid else None for value in chunk]

@@ -110,7 +110,11 @@ def _short_float(value: Any) -> Any:
 def _review(table: pa.Table, images: Sequence[memoryview | None], reasons: Sequence[str | None]) -> pa.Buffer:
     """Thumbnails of a few samples per reason, with all that the ledger says of them."""
     rows = sorted(review_rows(table.column("key").to_pylist(), reasons))
-    thumbnails = pa.array([thumbnail(images[row]) for row in rows], pa.binary())
+    # What the header scan found unfit to decode is not decoded for a picture of it either.
+    fit = [not (reasons[row] or "").startswith(("unreadable:", "fetch:")) for row in rows]
+    thumbnails = pa.array(
+        [thumbnail(images[row]) if ok else None for row, ok in zip(rows, fit, strict=True)], pa.binary()
+    )
     return ledger.to_parquet(table.take(pa.array(rows, pa.int64())).append_column("thumbnail", thumbnails))
 
 

@@ -15,11 +15,14 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from curation import ledger
 from curation.profile import Profile, Settings
 from curation.yaml_lines import Key, Lines, YamlProblem, read_yaml
-from filters.base import Filter, Mapper, UnknownRule, load_filter, load_mapper
+from filters.base import MAPPERS, Filter, Mapper, UnknownRule, load_filter, load_mapper
 
 Model = TypeVar("Model", bound=BaseModel)
+# Reasons that are no filter's name.
+RESERVED = ("unreadable", "fetch", *MAPPERS)
 
 
 class ConfigError(Exception):
@@ -88,13 +91,19 @@ def load(path: str | Path) -> Pipelines:
         raise ConfigError([f"{path}: not UTF-8 (byte {error.start}): save the file as UTF-8"]) from error
     try:
         data, lines, duplicates = read_yaml(text)
-    except (yaml.YAMLError, YamlProblem) as error:
+    except (yaml.YAMLError, YamlProblem, ValueError, TypeError, AttributeError) as error:
+        # PyYAML itself raises ValueError and others on dates and numbers that cannot be.
         mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or error
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {what}"]) from error
     if not isinstance(data, dict) or not isinstance(data.get("profiles"), dict) or not data["profiles"]:
         raise ConfigError([f"{path}:1: needs a mapping `profiles:` with at least one profile"])
     pipelines = Pipelines(path, data, lines)
+    for key_path in _odd_keys(data):
+        dotted = ".".join(map(str, key_path))
+        pipelines.problems.append(f"{path}:{lines.of(key_path)}: {dotted}: write the key {key_path[-1]!r} in quotes")
+    if pipelines.problems:
+        raise ConfigError(pipelines.problems)  # nothing in the file can be named before its keys are
     known = ["profiles", "patterns"]
     for key in data:
         if key not in known and not str(key).startswith("x-"):
@@ -111,6 +120,19 @@ def load(path: str | Path) -> Pipelines:
     return pipelines
 
 
+def _odd_keys(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[Key, ...]]:
+    """Paths of keys that YAML reads as something else than text (1, no, 2020-01-01)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield (*path, str(key))
+            else:
+                yield from _odd_keys(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _odd_keys(item, (*path, index))
+
+
 class _Checker:
     """Checks one profile and collects its problems."""
 
@@ -123,7 +145,7 @@ class _Checker:
     def say(self, where: tuple[Key, ...], message: str) -> None:
         dotted = ".".join(map(str, where))
         if any(where[: len(path)] == path or path[: len(where)] == where for path in self.overridden):
-            self.problems.append(f"--set: {self.name}.{dotted}: {message}")
+            self.problems.append(f"--set: {self.name}{'.' if dotted else ''}{dotted}: {message}")
             return
         line = self.pipelines.lines.of(("profiles", self.name, *where))
         self.problems.append(f"{self.pipelines.path}:{line}: {self.name}{'.' if dotted else ''}{dotted}: {message}")
@@ -158,9 +180,9 @@ class _Checker:
             if isinstance(filters, dict) and path[0] in filters and path[0] not in Settings.model_fields:
                 path = ("filters", *path)
             try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError:
-                self.problems.append(f"--set {text}: the value is not valid YAML")
+                parsed = json.loads(json.dumps(read_yaml(value)[0], default=str))
+            except (yaml.YAMLError, YamlProblem, ValueError, TypeError, AttributeError):
+                self.problems.append(f"--set {text[:80]}: the value is not valid YAML")
                 continue
             node: Any = raw
             for key in path[:-1]:
@@ -205,6 +227,7 @@ class _Checker:
         if not isinstance(raw, dict) or not raw:
             self.say(("filters",) if raw is not None else (), "needs `filters:` with at least one filter")
             return
+        taken = {*RESERVED, *ledger.BASE.names, *ledger.VERDICT.names}
         for label, fields in raw.items():
             where = ("filters", label)
             name = label
@@ -219,9 +242,20 @@ class _Checker:
             except UnknownRule as error:
                 self.say(where, f"{error}{_nearest(str(name), error.known)}")
                 continue
+            if label in taken:
+                self.say(
+                    where, f"{label!r} already means something in the ledger: call it otherwise, with `filter: {name}`"
+                )
+                continue
             rule = self.model(kind, fields, where)
-            if rule is not None:
-                yield str(label), rule
+            if rule is None:
+                continue
+            columns = {f"{label}_{score}" for score in rule.scores}
+            if columns & taken:
+                self.say(where, f"its ledger column {min(columns & taken)!r} is taken: give the filter another label")
+                continue
+            taken |= columns
+            yield str(label), rule
 
     def model(
         self, kind: type[Model], fields: Any, where: tuple[Key, ...], extra_known: tuple[str, ...] = ()

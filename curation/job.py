@@ -12,20 +12,20 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from curation import ledger
-from curation.block import from_table, to_table
+from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
-from curation.unit import Judged, StepError, describe, drop_images, judge, score_pixels, undecided
+from curation.unit import Judged, describe, drop_images, judge, score_pixels, undecided
 from curation.units import Unit
-from filters.base import RuleError, Scorer
+from filters.base import Filter, RuleError, Scorer
 from shards.storage import Storage
 
 # A unit whose worker died this often is given up.
@@ -34,6 +34,9 @@ MAX_ATTEMPTS = 3
 NO_PROGRESS_S = 1800
 # Actors that die in their constructor one after another before the job gives up; Ray's default is the first.
 ACTOR_DEATHS = 3
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,20 @@ def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
         try:
             options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
         try:
             yield ray.cluster_resources()
         finally:
             ray.shutdown()
+
+
+def must_fit(profile: Profile, resources: Mapping[str, float], address: str | None) -> str | None:
+    """Raises `JobError` where this machine's Ray can never run the job; a cluster may grow, so there it is a notice."""
+    lacking = shortage(profile, resources)
+    if lacking and not (address or os.environ.get("RAY_ADDRESS")):
+        raise JobError(lacking)
+    return lacking and f"waiting for the cluster to grow: {lacking}"
 
 
 @contextmanager
@@ -144,24 +155,26 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     context.target_max_block_size = None  # a unit stays one block
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.max_consecutive_actor_init_deaths = ACTOR_DEATHS
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told once, by us
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    resources = job.profile.resources
+    shares = fit(job.profile, ray.cluster_resources())
     with DataContext.current(context):
         rows = [{"unit": unit.to_json()} for unit in units]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         if not job.profile.pixel:
-            data = data.map_batches(read_and_commit, fn_args=(job,), num_cpus=resources.read.num_cpus, **whole)
+            data = data.map_batches(read_and_commit, fn_args=(job,), num_cpus=shares.read_cpus, **whole)
         else:
-            data = data.map_batches(read, fn_args=(job,), num_cpus=resources.read.num_cpus, **whole)
-            low, high = resources.clip.actors
-            gpus = gpus_per_actor(job.profile, ray.cluster_resources())
-            data = data.map_batches(
+            # Ray would run readers inside the actors where both ask for the same: an explicit `max_retries` (its own
+            # default) keeps them two operators, so that all other CPUs read.
+            data = data.map_batches_internal(read, fn_args=(job,), num_cpus=shares.read_cpus, max_retries=-1, **whole)
+            low, high = job.profile.resources.clip.actors
+            # map_batches refuses batch_size=None beside a GPU; a unit has to stay whole, and batches are the actor's.
+            data = data.map_batches_internal(
                 PixelActor,
-                fn_constructor_args=(job, gpus),
+                fn_constructor_args=(job, shares),
                 compute=ActorPoolStrategy(min_size=low, max_size=high),
-                num_cpus=resources.clip.num_cpus,
-                num_gpus=gpus or None,
+                num_cpus=shares.actor_cpus,
+                num_gpus=shares.actor_gpus or None,
                 **whole,
             )
             # Committing mostly waits for disks: a quarter of a CPU lets it slip in beside the readers.
@@ -174,10 +187,40 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
             raise RayGaveUp(f"Ray gave up ({describe(error)}): run again to go on with the units left") from error
 
 
-def gpus_per_actor(profile: Profile, resources: Mapping[str, float]) -> float:
-    """GPUs of one CLIP actor: as the profile says, else one where the cluster has any."""
-    wanted = profile.resources.clip.num_gpus
-    return wanted if wanted is not None else float(resources.get("GPU", 0) >= 1)
+@dataclass(frozen=True)
+class Shares:
+    """Logical CPUs of a reading task, CPUs and GPUs of an actor."""
+
+    read_cpus: float
+    actor_cpus: float
+    actor_gpus: float
+
+
+def fit(profile: Profile, resources: Mapping[str, float]) -> Shares:
+    """The profile's wishes, or defaults that fit the cluster: 1 CPU each, halves of a single one, one GPU if any."""
+    read, clip = profile.resources.read, profile.resources.clip
+    cpus = resources.get("CPU", 1.0)
+    usual = 1.0 if cpus >= 2 else cpus / 2
+    gpus = clip.num_gpus if clip.num_gpus is not None else float(resources.get("GPU", 0) >= 1)
+    return Shares(read.num_cpus or usual, clip.num_cpus or usual, gpus)
+
+
+def shortage(profile: Profile, resources: Mapping[str, float]) -> str | None:
+    """What the cluster lacks to run at all, with what to lower; without it Ray would wait in silence."""
+    shares, low = fit(profile, resources), profile.resources.clip.actors[0]
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if not profile.pixel:
+        if shares.read_cpus > cpus:
+            return f"a reader wants {shares.read_cpus:g} CPUs, there are {cpus:g}: lower resources.read.num_cpus"
+        return None
+    if low * shares.actor_gpus > gpus:
+        return f"{low} actors want {shares.actor_gpus:g} GPUs each, there are {gpus:g}: lower resources.clip.num_gpus"
+    if low * shares.actor_cpus + shares.read_cpus > cpus:
+        return (
+            f"{low} actors with {shares.actor_cpus:g} CPUs each and a reader with {shares.read_cpus:g} want more than "
+            f"the {cpus:g} CPUs there are: lower resources.clip.actors, .clip.num_cpus or .read.num_cpus"
+        )
+    return None
 
 
 # --- what runs in workers; each function takes one whole unit and never raises ---
@@ -186,67 +229,73 @@ def gpus_per_actor(profile: Profile, resources: Mapping[str, float]) -> float:
 def read_and_commit(block: pa.Table, job: Job) -> pa.Table:
     """The whole of a unit whose profile needs no pixels."""
     worker = Worker.of(job)
-    unit = _unit(block)
+    unit = Unit.from_json(block.column("unit")[0].as_py())
     judged = worker.attempt(unit, "read", lambda: worker.judge(unit))
-    return _outcome(judged if isinstance(judged, Outcome) else worker.commit(judged))
+    return _outcome(judged if isinstance(judged, Outcome) else worker.commit(unit, lambda: judged))
 
 
 def read(block: pa.Table, job: Job) -> pa.Table:
     """Reads and judges a unit; one that is decided already (or empty) is committed here and goes on as a status row."""
     worker = Worker.of(job)
-    unit = _unit(block)
-    judged = worker.attempt(unit, "read", lambda: worker.judge(unit))
-    if isinstance(judged, Judged):
-        if undecided(job.profile, judged):
-            drop_images(job.profile, judged)
-            return to_table(judged)
-        judged = worker.commit(judged)
-    return _status(worker, job.profile.cheap, judged)
+    unit = Unit.from_json(block.column("unit")[0].as_py())
+
+    def work() -> Judged | pa.Table:
+        judged = worker.judge(unit)
+        if not undecided(job.profile, judged):
+            return judged
+        drop_images(job.profile, judged)
+        return to_table(judged)
+
+    result = worker.attempt(unit, "read", work)
+    if isinstance(result, pa.Table):
+        return result
+    outcome = result if isinstance(result, Outcome) else worker.commit(unit, lambda: result)
+    return _status(job.profile.cheap, outcome)
 
 
 class PixelActor:
     """Holds the models of the pixel filters."""
 
-    def __init__(self, job: Job, gpus: float) -> None:
+    def __init__(self, job: Job, shares: Shares) -> None:
         self.worker = Worker.of(job)
         self.job = job
         self.error: str | None = None
-        threads = max(1, int(job.profile.resources.clip.num_cpus))
+        threads = max(1, int(shares.actor_cpus))
         os.environ["OMP_NUM_THREADS"] = str(threads)
         try:
             self.scorers: dict[str, Scorer] = {
-                label: rule.setup("cuda" if gpus else "cpu", job.profile.resources.clip.batch_size)
+                label: rule.setup("cuda" if shares.actor_gpus else "cpu", job.profile.resources.clip.batch_size)
                 for label, rule in job.profile.pixel.items()
             }
         except Exception as error:  # noqa: BLE001  told with the first unit: Ray would retry the constructor in silence
-            self.error = str(error) if isinstance(error, RuleError) else describe(error)
+            self.error = str(error) if isinstance(error, RuleError) else f"a model cannot be loaded: {describe(error)}"
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        passed = _passed_status(block)
-        if passed is not None:
-            return _status(self.worker, self.job.profile.filters, passed)
-        result: Judged | Outcome
+        state = state_of(block)
+        if "outcome" in state:
+            return _status(self.job.profile.filters, Outcome(**state["outcome"]))
+        unit = Unit.from_json(state["unit"])
         if self.error is not None:
-            result = Outcome(block.column("unit_id")[0].as_py(), error=self.error, fatal=True)
-        else:
-            judged = from_table(block)
-            result = self.worker.attempt(judged.unit, "pixels", lambda: self._score(judged))
-        if isinstance(result, Outcome):
-            return _status(self.worker, self.job.profile.filters, result)
-        return to_table(result)
+            return _status(self.job.profile.filters, Outcome(unit.unit_id, error=self.error, fatal=True))
 
-    def _score(self, judged: Judged) -> Judged:
-        score_pixels(self.job.profile, judged, self.scorers)
-        drop_images(self.job.profile, judged)
-        return judged
+        def work() -> pa.Table:
+            judged = from_table(block)
+            score_pixels(self.job.profile, judged, self.scorers)
+            drop_images(self.job.profile, judged)
+            return to_table(judged)
+
+        result = self.worker.attempt(unit, "pixels", work)
+        return result if isinstance(result, pa.Table) else _status(self.job.profile.filters, result)
 
 
 def finish(block: pa.Table, job: Job) -> pa.Table:
     """Commits a scored unit."""
-    passed = _passed_status(block)
-    return _outcome(passed if passed is not None else Worker.of(job).commit(from_table(block)))
+    state = state_of(block)
+    if "outcome" in state:
+        return _outcome(Outcome(**state["outcome"]))
+    return _outcome(Worker.of(job).commit(Unit.from_json(state["unit"]), lambda: from_table(block)))
 
 
 class Worker:
@@ -272,7 +321,7 @@ class Worker:
             self._scorers = {label: rule.setup() for label, rule in self.job.profile.cheap.items()}
         return judge(self.job.profile, self.input, unit, self._scorers)
 
-    def attempt(self, unit: Unit, stage: str, work: Any) -> Judged | Outcome:
+    def attempt(self, unit: Unit, stage: str, work: Callable[[], Result]) -> Result | Outcome:
         """Runs `work` behind an attempt marker: a unit that killed its worker `MAX_ATTEMPTS` times is given up."""
         try:
             markers = [f"attempts/{unit.short}.{stage}.{number}" for number in range(1, MAX_ATTEMPTS + 1)]
@@ -280,22 +329,20 @@ class Worker:
             if fresh is None:
                 return self.fail(unit, f"its worker died {MAX_ATTEMPTS} times in the {stage} step; see Ray's logs")
             self.output.write(fresh, b"")
-            result: Judged = work()
+            result = work()
             for marker in markers:
                 self.output.delete(marker)
             return result
-        except StepError as error:
-            return self.fail(unit, str(error))
         except Exception as error:  # noqa: BLE001  the unit fails with its reason, the others go on
-            return self.fail(unit, str(error) if _has_own_words(error) else describe(error))
+            return self.fail(unit, _in_words(error))
 
-    def commit(self, judged: Judged) -> Outcome:
+    def commit(self, unit: Unit, judged: Callable[[], Judged]) -> Outcome:
         try:
-            manifest = commit(self.job.profile, self.job.prints, judged, self.output)
-            self.output.delete(f"failed/{judged.unit.short}.json")
+            manifest = commit(self.job.profile, self.job.prints, judged(), self.output)
+            self.output.delete(f"failed/{unit.short}.json")
         except Exception as error:  # noqa: BLE001  as above
-            return self.fail(judged.unit, str(error) if _has_own_words(error) else describe(error))
-        return Outcome(judged.unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
+            return self.fail(unit, _in_words(error))
+        return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
 
     def fail(self, unit: Unit, error: str) -> Outcome:
         try:
@@ -305,34 +352,20 @@ class Worker:
         return Outcome(unit.unit_id, error=error)
 
 
-def _has_own_words(error: Exception) -> bool:
+def _in_words(error: Exception) -> str:
     """Errors made by this project are whole sentences; those of libraries are shown with their type."""
-    return type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
-
-
-def _unit(block: pa.Table) -> Unit:
-    return Unit.from_json(block.column("unit")[0].as_py())
+    ours = type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
+    return str(error) if ours else describe(error)
 
 
 def _outcome(outcome: Outcome) -> pa.Table:
     return pa.table({"outcome": [json.dumps(outcome.__dict__)]})
 
 
-def _status(worker: Worker, filters: Mapping[str, Any], outcome: Outcome) -> pa.Table:
+def _status(filters: Mapping[str, Filter], outcome: Outcome) -> pa.Table:
     """A status row in the clothes of a sample: Ray Data wants one schema from an operator."""
-    names = [field for field in ledger.schema(filters) if field.name not in ledger.VERDICT.names]
-    like = to_table(
-        Judged(
-            Unit(outcome.unit_id, "", 0),
-            pa.Table.from_arrays([pa.nulls(1, field.type) for field in names], schema=pa.schema(names)),
-            pa.nulls(1, pa.string()),
-            [None],
-        )
+    fields = [field for field in ledger.schema(filters) if field.name not in ledger.VERDICT.names]
+    nulls = pa.Table.from_arrays([pa.nulls(1, field.type) for field in fields], schema=pa.schema(fields))
+    return with_state(
+        Judged(Unit(outcome.unit_id, "", 0), nulls, pa.nulls(1, pa.string()), [None]), {"outcome": outcome.__dict__}
     )
-    state = pa.array([json.dumps({"outcome": outcome.__dict__})], pa.large_string())
-    return like.set_column(like.column_names.index("_state"), "_state", state)
-
-
-def _passed_status(block: pa.Table) -> Outcome | None:
-    outcome = json.loads(block.column("_state")[0].as_py()).get("outcome")
-    return Outcome(**outcome) if outcome is not None else None

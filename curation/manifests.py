@@ -16,6 +16,8 @@ from curation.ledger import to_parquet
 from shards.storage import Storage
 
 FOLDER = "units"
+# Without these a unit manifest is none.
+_KEYS = ("unit_id", "decision_fp", "files", "warnings", "listed", "seen", "kept", "reasons")
 # Loose manifests are compacted once there are as many as a wave has units.
 COMPACT_AT = 2_000
 
@@ -77,7 +79,7 @@ def compact(output: Storage, at: int = COMPACT_AT) -> int:
 
 def failures(output: Storage) -> list[dict[str, Any]]:
     """What stands under `failed/`, by input."""
-    records = [_json(output, entry.path) for entry in output.list("failed", ".json")]
+    records = [read_json(output, entry.path, ("input", "error")) for entry in output.list("failed", ".json")]
     return sorted(records, key=lambda record: str(record["input"]))
 
 
@@ -87,17 +89,20 @@ def _merged(output: Storage) -> list[str]:
 
 def _loose(output: Storage) -> Iterator[dict[str, Any]]:
     for entry in output.list(FOLDER, ".json"):
-        yield _json(output, entry.path)
+        yield read_json(output, entry.path, _KEYS)
 
 
-def _json(output: Storage, path: str) -> dict[str, Any]:
+def read_json(output: Storage, path: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """A small JSON object that a run wrote. Raises `ManifestError` where it is damaged or lacks a key."""
     try:
         value = json.loads(output.read(path))
     except ValueError as error:
-        raise ManifestError(f"{output.uri}/{path}: damaged ({error}): delete it, and the unit runs again") from error
-    if not isinstance(value, dict):
-        raise ManifestError(f"{output.uri}/{path}: damaged (no JSON object): delete it, and the unit runs again")
-    return value
+        raise ManifestError(f"{output.uri}/{path}: damaged ({error}): delete it and run again") from error
+    lacking = [key for key in keys if key not in value] if isinstance(value, dict) else list(keys)
+    if lacking:
+        raise ManifestError(f"{output.uri}/{path}: damaged (no {lacking[0]!r} in it): delete it and run again")
+    found: dict[str, Any] = value
+    return found
 
 
 def _read_merged(output: Storage, path: str, columns: list[str]) -> pa.Table:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from curation import manifests
 from curation.profile import Fingerprints, Profile
+from curation.unit import describe
 from curation.units import Unit, plan_units
+from filters.base import RuleError
 from shards.storage import Storage
 
 
@@ -20,7 +22,10 @@ class RunError(Exception):
 
 @dataclass
 class Plan:
-    """What a run would do. `units`: in the order of the input; `done`: ids of those already committed."""
+    """What a run would do. `units`: all of the input, in its order; `done`: ids of those already committed.
+
+    `first`: how many of them, from the first on, this run is limited to.
+    """
 
     profile: Profile
     prints: Fingerprints
@@ -28,11 +33,12 @@ class Plan:
     output: Storage
     units: list[Unit]
     done: set[str] = field(default_factory=set)
-    limited: bool = False
+    first: int | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def pending(self) -> list[Unit]:
-        return [unit for unit in self.units if unit.unit_id not in self.done]
+        return [unit for unit in self.units[: self.first] if unit.unit_id not in self.done]
 
 
 def make_plan(profile: Profile, limit: int | None = None) -> Plan:
@@ -41,15 +47,20 @@ def make_plan(profile: Profile, limit: int | None = None) -> Plan:
     limit: whole units from the first on, until they hold this many samples. Raises `StorageError`, `RunError` and
     `filters.base.RuleError`, each of one line.
     """
-    for rule in (*profile.mappers, *profile.filters.values()):
-        rule.check()
+    for label, rule in profile.rules():
+        asked(label, rule.check)
     prints = profile.fingerprints()
     storage, units = plan_units(profile)
     doubles = [short for short, count in Counter(unit.short for unit in units).items() if count > 1]
     if doubles:
         raise RunError(f"{profile.input.path}: two units would be called {doubles[0]}: read the inputs as two profiles")
     output = Storage.open(f"{profile.output.path.rstrip('/')}/{profile.name}")
-    _refuse_other_run(profile, prints, output)
+    if f"{output.uri.rstrip('/')}/".startswith(f"{storage.uri.rstrip('/')}/"):
+        raise RunError(
+            f"{output.uri}: lies inside the input {storage.uri}, and would be read as input by the next run: "
+            "set another output.path"
+        )
+    notes = _refuse_other_run(profile, prints, storage, output)
     committed = manifests.committed(output)
     done = {unit_id for unit_id, decision in committed.items() if decision == prints.decision}
     strange = done - {unit.unit_id for unit in units}
@@ -58,39 +69,60 @@ def make_plan(profile: Profile, limit: int | None = None) -> Plan:
             f"{output.uri}: {len(strange)} of its {len(done)} committed units are no longer in {profile.input.path}: "
             "the input changed; set another output.path, or bring the input back"
         )
-    kept_units = _limit(units, limit)
-    return Plan(profile, prints, storage, output, kept_units, done, len(kept_units) < len(units))
+    return Plan(profile, prints, storage, output, units, done, _limit(units, limit), notes)
 
 
-def _limit(units: list[Unit], limit: int | None) -> list[Unit]:
+def asked(label: str, question: Callable[[], Any]) -> None:
+    """Asks a rule whether it can work; whatever a plug-in raises is its `RuleError`, of one line."""
+    try:
+        question()
+    except RuleError:
+        raise
+    except Exception as error:
+        raise RuleError(f"{label}: cannot be set up: {describe(error)}") from error
+
+
+def _limit(units: list[Unit], limit: int | None) -> int | None:
     if limit is None:
-        return units
+        return None
     samples = 0
     for index, unit in enumerate(units):
         if samples >= limit:
-            return units[:index]
+            return index
         samples += unit.samples or 0
-    return units
+    return None
 
 
-def _refuse_other_run(profile: Profile, prints: Fingerprints, output: Storage) -> None:
-    """A folder holds one configuration; the message says what differs."""
+def _refuse_other_run(profile: Profile, prints: Fingerprints, storage: Storage, output: Storage) -> list[str]:
+    """A folder holds one configuration; the message says what differs. Gives back what is only worth a notice."""
     if not output.exists("run.json"):
         if output.list("units") or output.list("ledger"):
             raise RunError(f"{output.uri}: holds units but no run.json: set another output.path, or delete the folder")
-        return
-    try:
-        before = json.loads(output.read("run.json"))
-        same = before["decision_fp"] == prints.decision
-        told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{output.uri}/run.json: damaged: set another output.path, or delete the folder") from error
+        return []
+    before = read_run(output)
+    same = before["decision_fp"] == prints.decision
+    told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
     if not same:
         changes = "; ".join(told[:6]) + (f"; and {len(told) - 6} more" if len(told) > 6 else "")
         raise RunError(
             f"{output.uri}: holds a run of another configuration ({changes or 'order of the filters'}): "
             "set another output.path, or delete the folder"
         )
+    if before["input"]["uri"] != storage.uri:
+        return [f"{output.uri} was begun from {before['input']['uri']}: units are told apart by path and size alone"]
+    return []
+
+
+def read_run(output: Storage) -> dict[str, Any]:
+    """run.json of a run. Raises `RunError` where it is damaged."""
+    try:
+        record: dict[str, Any] = json.loads(output.read("run.json"))
+        if not (isinstance(record["identity"], dict) and isinstance(record["thresholds"], dict)):
+            raise TypeError
+        record["decision_fp"], record["input"]["uri"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{output.uri}/run.json: damaged: set another output.path, or delete the folder") from error
+    return record
 
 
 def _told(prints: Fingerprints) -> dict[str, Any]:
@@ -133,7 +165,7 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = [
         f"profile    {profile.name}",
         f"input      {plan.input.uri} ({profile.input.format}): {len(files):,} files, {size:,.1f} MiB",
-        f"units      {len(units):,}, {samples}; {len(plan.pending):,} to do, {len(units) - len(plan.pending):,} done",
+        f"units      {len(units):,}, {samples}; {len(plan.pending):,} to do, {len(plan.done):,} done",
         f"mappers    {', '.join(mapper.name for mapper in profile.mappers) or 'none'}",
     ]
     for index, (label, rule) in enumerate(profile.filters.items()):
@@ -147,14 +179,17 @@ def plan_lines(plan: Plan) -> list[str]:
         ]
         title = "filters" if index == 0 else ""
         lines.append(f"{title:<10} {index + 1}. {label} ({where}): {', '.join(settings)}")
-    lines.append(f"resources  read tasks: {profile.resources.read.num_cpus:g} CPUs each")
+    read, clip = profile.resources.read, profile.resources.clip
+    lines.append(f"resources  read tasks: {read.num_cpus or 1:g} CPUs each")
     if profile.pixel:
-        clip = profile.resources.clip
         gpus = "a GPU each where the cluster has any" if clip.num_gpus is None else f"{clip.num_gpus:g} GPUs each"
-        pool = f"{clip.actors[0]} to {clip.actors[1]}, {clip.num_cpus:g} CPUs, {gpus}, batches of {clip.batch_size}"
+        pool = (
+            f"{clip.actors[0]} to {clip.actors[1]}, {clip.num_cpus or 1:g} CPUs, {gpus}, batches of {clip.batch_size}"
+        )
         lines.append(f"           actors: {pool}")
     lines.append(f"output     {plan.output.uri}")
     lines.append(f"decision   {plan.prints.decision[:16]} (scores {plan.prints.score[:16]})")
+    lines += [f"note       {note}" for note in plan.notes]
     for unit in units[:5]:
         state = "done" if unit.unit_id in plan.done else "to do"
         count = "?" if unit.samples is None else f"{unit.samples:,}"

@@ -48,17 +48,17 @@ class Output(_Section):
 class UnitLimits(_Section):
     """Larger input files are cut into several units: 10,000 samples or 512 MiB by default."""
 
-    max_samples: int = Field(10_000, ge=1)
-    max_bytes: int = Field(512 * 2**20, ge=2**20)
+    max_samples: int = Field(10_000, ge=1, strict=True)
+    max_bytes: int = Field(512 * 2**20, ge=2**20, strict=True)
 
 
 class ClipResources(_Section):
-    """The actor pool that scores pixels. `num_gpus` None: one GPU an actor where the cluster has any, else CPUs."""
+    """The actor pool that scores pixels. None: one CPU an actor, one GPU where the cluster has any."""
 
-    num_cpus: float = Field(1, gt=0)
-    num_gpus: float | None = Field(None, ge=0)
-    actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
-    batch_size: int = Field(64, ge=1)
+    num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
+    num_gpus: float | None = Field(None, ge=0, allow_inf_nan=False, strict=True)
+    actors: tuple[Annotated[int, Field(ge=1, strict=True)], Annotated[int, Field(ge=1, strict=True)]] = (1, 1)
+    batch_size: int = Field(64, ge=1, strict=True)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -68,9 +68,9 @@ class ClipResources(_Section):
 
 
 class ReadResources(_Section):
-    """The tasks that read, clean and decide."""
+    """The tasks that read, clean and decide. None: one CPU each."""
 
-    num_cpus: float = Field(1, gt=0)
+    num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
 
 
 class Resources(_Section):
@@ -85,9 +85,11 @@ class Settings(_Section):
     columns: Columns = Columns()
     languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     readable: Literal["header", "trailer", "decode"] = "trailer"
-    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1, le=2 * DEFAULT_MAX_PIXELS)  # above, Pillow refuses by itself
-    max_caption_chars: int = Field(10_000, ge=1)
-    target_retention: float | None = Field(None, ge=0, le=1)
+    max_pixels: int = Field(
+        DEFAULT_MAX_PIXELS, ge=1, le=2 * DEFAULT_MAX_PIXELS, strict=True
+    )  # above, Pillow refuses by itself
+    max_caption_chars: int = Field(10_000, ge=1, strict=True)
+    target_retention: float | None = Field(None, ge=0, le=1, strict=True)
     units: UnitLimits = UnitLimits()
     output: Output = Output()
     resources: Resources = Resources()
@@ -109,6 +111,11 @@ class Profile(Settings):
     def pixel(self) -> dict[str, Filter]:
         """Filters that decode images: they run in the actor pool, on the survivors of the others."""
         return {label: rule for label, rule in self.filters.items() if "pixels" in rule.needs}
+
+    def rules(self) -> list[tuple[str, Mapper | Filter]]:
+        """Mappers and filters with what messages call them."""
+        mappers = [(f"mapper {mapper.name!r}", mapper) for mapper in self.mappers]
+        return [*mappers, *((f"filter {label!r}", rule) for label, rule in self.filters.items())]
 
     def score_identity(self) -> dict[str, Any]:
         """Everything that a score depends on besides the input (JSON types)."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from curation import manifests, stats
-from curation.job import Job, JobError, Outcome, cluster, run_wave
-from curation.plan import Plan, RunError, make_plan
+from curation.job import Job, JobError, Outcome, cluster, must_fit, run_wave
+from curation.plan import Plan, RunError, asked, make_plan, read_run
 from curation.profile import Profile, digest
 from curation.progress import Progress
 from curation.units import Unit
@@ -40,10 +40,12 @@ def run(profile: Profile, limit: int | None = None, address: str | None = None) 
     A unit that fails is in `Result.failed` and under `failed/`; the others are committed.
     """
     started = time.time()
-    for rule in profile.cheap.values():
-        rule.setup()  # what its check could not see is told before Ray starts
     plan = make_plan(profile, limit)
+    for label, rule in profile.cheap.items():
+        asked(f"filter {label!r}", rule.setup)  # what its check could not see is told before Ray starts
     output = plan.output
+    for note in plan.notes:
+        _say(f"note: {note}")
     _write_run(plan)
     output.sweep_temporary()
     for entry in output.list("attempts"):
@@ -54,7 +56,10 @@ def run(profile: Profile, limit: int | None = None, address: str | None = None) 
     if pending:
         job = Job(profile, plan.prints, plan.input.uri, output.uri)
         _say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
-        with cluster(address), Progress(len(pending), profile.name) as progress:
+        with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
+            waiting = must_fit(profile, resources, address)
+            if waiting:
+                _say(f"note: {waiting}")
             for outcome in _waves(job, pending, output):
                 if outcome.fatal:
                     raise JobError(outcome.error or "the job cannot go on")
@@ -111,11 +116,11 @@ def _write_run(plan: Plan) -> None:
 
 def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
     """Sums the unit manifests, compares them with the plan, and writes manifest.json and shards.txt last."""
-    wanted = {unit.unit_id for unit in plan.units}
+    every = {unit.unit_id for unit in plan.units}
     totals = stats.Totals()
     entries: dict[str, ShardEntry] = {}
     found: set[str] = set()
-    for manifest in manifests.read_all(plan.output, wanted):
+    for manifest in manifests.read_all(plan.output, every):
         if manifest["decision_fp"] != plan.prints.decision:
             continue
         found.add(manifest["unit_id"])
@@ -125,7 +130,8 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
             entries[manifest["unit_id"]] = ShardEntry(
                 url=shard["path"], nsamples=manifest["kept"], bytes=shard["bytes"], sha256=shard["sha256"]
             )
-    missing = wanted - found - {outcome.unit_id for outcome in failed}
+    asked_for = {unit.unit_id for unit in plan.units[: plan.first]}
+    missing = asked_for - found - {outcome.unit_id for outcome in failed}
     if missing:
         raise RunError(f"{len(missing)} planned units have no manifest although they ended: run again")
     dataset = DatasetManifest(
@@ -133,7 +139,7 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
         shards=[entries[unit.unit_id] for unit in plan.units if unit.unit_id in entries],
         fingerprints={"score": plan.prints.score, "decision": plan.prints.decision},
         funnel=stats.funnel(totals, list(plan.profile.filters)),
-        complete=not failed and not plan.limited,
+        complete=found == every,
     )
     write_manifest(plan.output, dataset)
     return totals
@@ -144,8 +150,8 @@ def load_totals(profile: Profile) -> tuple[stats.Totals, float, list[dict[str, A
     output = Storage.open(f"{profile.output.path.rstrip('/')}/{profile.name}")
     if not output.exists("run.json"):
         raise RunError(f"{output.uri}: no run here yet: python -m curation run {profile.name}")
-    decision = json.loads(output.read("run.json"))["decision_fp"]
+    decision = read_run(output)["decision_fp"]
     totals = stats.total(m for m in manifests.read_all(output) if m["decision_fp"] == decision)
-    sessions = [json.loads(output.read(entry.path)) for entry in output.list("sessions", ".json")]
+    sessions = [manifests.read_json(output, entry.path, ("seconds",)) for entry in output.list("sessions", ".json")]
     complete = output.exists(NAME) and read_manifest(output).complete
     return totals, sum(session["seconds"] for session in sessions), manifests.failures(output), complete

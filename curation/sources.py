@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from curation.profile import Profile
 from curation.units import Unit, sidecar_path, tar_samples
 from shards.storage import Storage
-from shards.tar import TarSample
+from shards.tar import Member, TarSample
 
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"),
@@ -44,6 +44,8 @@ class Raw:
     # The source's other columns.
     columns: list[Mapping[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    # Names of the columns where a schema says so (Parquet); None where each sample brings its own (tars).
+    schema: frozenset[str] | None = None
 
     def add(
         self,
@@ -87,65 +89,96 @@ def _text(caption: bytes | str | None) -> tuple[str | None, str | None]:
 
 
 def _read_tar(profile: Profile, storage: Storage, unit: Unit) -> Raw:
+    """Rows of a tar, or of a range of it: the ranges' rows together are those of the whole file.
+
+    A sample is known by its key and by how often that key stood before it in the file, so that a range knows a repeated
+    key of an earlier one, and the first range answers for what the side-car lists and the whole tar does not hold.
+    """
     buffer = storage.view(unit.path)
     raw = Raw()
-    samples, damage = tar_samples(buffer, unit.start or 0, unit.stop)
+    samples, damage = _samples(buffer, unit.start or 0, unit.stop)
+    before = Counter(sample.key for sample in _samples(buffer, 0, unit.start)[0]) if unit.start else Counter[str]()
+    total, rest_damage = before + Counter(sample.key for sample in samples), None
+    if unit.heads_file and unit.stop is not None and unit.stop < len(buffer):
+        rest, rest_damage = _samples(buffer, unit.stop, None)
+        total += Counter(sample.key for sample in rest)
     if damage:
         raw.warnings.append(f"{unit.path}: {damage}; the samples before it were read")
     view = memoryview(buffer).cast("B")
-    sidecar = _sidecar(profile, storage, unit, raw)
-    by_key: dict[str, list[TarSample]] = defaultdict(list)
+    held: dict[tuple[str, int], TarSample] = {}
+    counts = Counter(before)
     for sample in samples:
-        by_key[sample.key].append(sample)
-    used: set[str] = set()
-    if sidecar is not None:
-        elsewhere = _keys_elsewhere(buffer, unit) if unit.start is not None else set()
-        for row in sidecar:
-            key = str(row.get("key"))
-            status = row.get("status", "success")
-            found = by_key[key].pop(0) if by_key.get(key) else None
-            if found is not None:
-                _add_sample(raw, profile, view, found, row, "unreadable:duplicate_key" if key in used else None)
-            elif not unit.heads_file or (key in elsewhere and key not in used):
-                continue
-            elif status != "success":
-                raw.add(
-                    key, None, _caption_column(profile, row), row, f"fetch:{fetch_reason(row.get('error_message'))}"
-                )
-            else:
-                why = "duplicate_key" if key in used else "truncated_tar" if damage else "missing"
-                raw.add(key, None, _caption_column(profile, row), row, f"unreadable:{why}")
-            used.add(key)
-    left = {id(sample) for group_ in by_key.values() for sample in group_}
-    for index, sample in enumerate(samples):
-        if id(sample) not in left:
-            continue
-        problem = "unreadable:duplicate_key" if sample.key in used else None
-        if damage and index == len(samples) - 1 and not problem and not _complete(profile, sample):
+        held[sample.key, counts[sample.key]] = sample
+        counts[sample.key] += 1
+    listed: Counter[str] = Counter()
+    for row in _sidecar(profile, storage, unit, raw, total):
+        key = row["key"]
+        nth, listed[key] = listed[key], listed[key] + 1
+        found = held.pop((key, nth), None)
+        if found is not None:
+            _add_sample(raw, profile, view, found, row, _repeated(key, nth))
+        elif unit.heads_file and nth >= total[key]:
+            problem = _repeated(key, nth)
+            if row.get("status", "success") != "success":
+                problem = f"fetch:{fetch_reason(row.get('error_message'))}"
+            elif problem is None:
+                problem = f"unreadable:{'truncated_tar' if damage or rest_damage else 'missing'}"
+            raw.add(key, None, _caption_column(profile, row), row, problem)
+    for (key, nth), sample in held.items():
+        problem = _repeated(key, nth)
+        if damage and sample is samples[-1] and problem is None and not _complete(profile, sample):
             problem = "unreadable:truncated_tar"
         _add_sample(raw, profile, view, sample, None, problem)
-        used.add(sample.key)
     return raw
 
 
-def _keys_elsewhere(buffer: pa.Buffer, unit: Unit) -> set[str]:
-    """Keys of the file's other ranges: only the first range lists what the side-car has and the whole tar has not."""
-    if not unit.heads_file or unit.stop is None:
-        return set()
-    return {sample.key for sample in tar_samples(buffer, unit.stop)[0]}
+def _repeated(key: str, nth: int) -> str | None:
+    if "." in key.rpartition("/")[2]:
+        return "unreadable:key_with_dot"
+    return "unreadable:duplicate_key" if nth else None
 
 
-def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw) -> list[dict[str, Any]] | None:
-    """Rows of img2dataset's Parquet beside the tar, failed downloads included; None where there is none."""
+def _samples(buffer: pa.Buffer, start: int, stop: int | None) -> tuple[list[TarSample], str | None]:
+    """The samples of a range, and what is wrong behind the last.
+
+    Names with dots (`a.v0.jpg`, `a.v1.jpg`) are one sample to WebDataset. They are told apart here, under keys with a
+    dot, so that each is a row; where the sample has an image of its own they are its further fields.
+    """
+    samples, damage = tar_samples(buffer, start, stop)
+    told: list[TarSample] = []
+    for sample in samples:
+        stems: dict[str, dict[str, Member]] = {}
+        for extension, member in sample.parts.items():
+            stem, _, last = extension.rpartition(".")
+            stems.setdefault(stem, {})[last] = member
+        images = [stem for stem, parts in stems.items() if not parts.keys().isdisjoint(IMAGE_EXTENSIONS)]
+        if "" in images or not images:
+            told.append(sample)
+        else:
+            told += [sample._replace(key=f"{sample.key}.{stem}", parts=stems[stem]) for stem in images]
+    return told, damage
+
+
+def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw, held: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Rows of img2dataset's Parquet beside the tar, failed downloads included, each with its key as text.
+
+    held: keys of the tar, from its beginning to the end of the range at least.
+    """
     if profile.input.format != "img2dataset":
-        return None
+        return []
     path = sidecar_path(unit.path)
     if not storage.exists(path):
         raw.warnings.append(f"{unit.path}: no {path} beside it, so its failed downloads are unknown")
-        return None
-    rows: list[dict[str, Any]] = _table(storage, path).to_pylist()
+        return []
+    rows = _records(_table(storage, path), path, raw.warnings)
     if rows and "key" not in rows[0]:
         raise SourceError(f"{path}: no column 'key': is this a Parquet file that img2dataset wrote?")
+    # Other tools make numbers of the keys; img2dataset pads them to one width.
+    width = len(next(iter(held), ""))
+    for row in rows:
+        row["key"] = str(row["key"]).zfill(width) if isinstance(row["key"], int) else str(row["key"])
+    if held and rows and held.keys().isdisjoint(row["key"] for row in rows):
+        raise SourceError(f"{path}: not one of its keys is in {unit.path}: put the Parquet of this tar beside it")
     return rows
 
 
@@ -212,41 +245,69 @@ def _read_parquet(profile: Profile, storage: Storage, unit: Unit) -> Raw:
         images = images.field("bytes") if images.type.get_field_index("bytes") >= 0 else images
     if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
         raise SourceError(f"{unit.path}: column {image!r} holds {images.type}, not image bytes: set columns.image")
-    raw = Raw()
+    raw = Raw(schema=frozenset(table.column_names))
     captions = table.column(caption).to_pylist()
-    others = table.drop_columns([caption, image]).to_pylist()
-    used: set[str] = set()
+    others = _records(table.drop_columns([caption, image]), unit.path, raw.warnings)
+    used: set[Any] = set()
+    if key is not None and unit.start:  # a key that an earlier range of the file had
+        used = set(_table(storage, unit.path, 0, unit.start, [key]).column(key).to_pylist())
     for index, (text, columns) in enumerate(zip(captions, others, strict=True)):
         scalar = images[index]
-        name = str(columns[key]) if key is not None else str((unit.start or 0) + index)
-        problem = "unreadable:duplicate_key" if key is not None and name in used else None
-        used.add(name)
+        value = columns[key] if key is not None else None
+        name = str((unit.start or 0) + index) if value is None else str(value)
+        problem = "unreadable:duplicate_key" if value is not None and value in used else None
+        used.add(value)
         if columns.get("status", "success") not in ("success", None):
             problem = f"fetch:{fetch_reason(columns.get('error_message'))}"
-        value = text if text is None or isinstance(text, bytes | str) else str(text)
-        raw.add(name, memoryview(scalar.as_buffer()).cast("B") if scalar.is_valid else None, value, columns, problem)
+        words = text if text is None or isinstance(text, bytes | str) else str(text)
+        raw.add(name, memoryview(scalar.as_buffer()).cast("B") if scalar.is_valid else None, words, columns, problem)
     return raw
 
 
-def _table(storage: Storage, path: str, start: int | None = None, stop: int | None = None) -> pa.Table:
-    """Rows [start, stop) of a Parquet file; only the row groups that hold them are read."""
+def _table(
+    storage: Storage, path: str, start: int | None = None, stop: int | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """Rows [start, stop) of a Parquet file; a range reads the row groups that hold it piece by piece."""
     try:
         with storage.open_input(path) as source, pq.ParquetFile(source) as file:
             if start is None or stop is None:
-                return _plain(file.read())
-            first, skip = 0, start
-            groups: list[int] = []
+                return _plain(file.read(columns))
+            first, groups = 0, list[int]()
+            skip = start
             for index in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(index).num_rows
                 if first < stop and first + rows > start:
-                    if not groups:
-                        skip = start - first
+                    skip = skip if groups else start - first
                     groups.append(index)
                 first += rows
-            return _plain(file.read_row_groups(groups).slice(skip, stop - start))
+            wanted, kept = stop - start, list[pa.RecordBatch]()
+            for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
+                piece = batch.slice(min(skip, len(batch)), wanted)
+                skip, wanted = skip - min(skip, len(batch)), wanted - len(piece)
+                kept.append(piece)
+                if wanted <= 0:
+                    break
+            return _plain(pa.Table.from_batches(kept))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         line = str(error).splitlines()[0]
         raise SourceError(f"{path}: not a readable Parquet file ({line}): fetch or write it again") from error
+
+
+def _records(table: pa.Table, path: str, warnings: list[str]) -> list[dict[str, Any]]:
+    """Rows as dicts. A column with values that Python cannot hold (a date in the year 300,000) is given as numbers."""
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            columns.append(column.to_pylist())
+        except (OverflowError, ValueError, pa.ArrowException) as error:
+            warnings.append(f"{path}: column {name!r} cannot be read as it is ({str(error).splitlines()[0]})")
+            try:
+                columns.append(column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64()).to_pylist())
+            except (pa.ArrowException, ValueError):
+                columns.append([None] * len(column))
+    if not columns:
+        return [{} for _ in range(len(table))]
+    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -302,19 +363,22 @@ def fetch_reason(message: Any) -> str:
 def source_json(columns: Mapping[str, Any], without: Iterable[str | None]) -> str:
     """The source's other columns as one line of JSON; nulls and what the ledger has anyway are left out."""
     skip = set(without)
-    kept = {name: _jsonable(value) for name, value in columns.items() if name not in skip and value is not None}
-    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"), default=str)
+    kept = {name: value for name, value in columns.items() if name not in skip and value is not None}
+    return json.dumps(_jsonable(kept), ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Any, depth: int = 0) -> Any:
+    """The value as strict JSON can hold it; nothing that a source nests deeper than 32 levels."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
+    if isinstance(value, dict | list) and depth >= 32:
+        return "nested too deeply"
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {_jsonable(str(key)): _jsonable(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_jsonable(item) for item in value]
+        return [_jsonable(item, depth + 1) for item in value]
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,8 +73,9 @@ def judge(profile: Profile, storage: Storage, unit: Unit, scorers: Mapping[str, 
     judged.images = raw.images
     judged.warnings = raw.warnings
     samples = judged.rows.select(["caption", "width", "height", "format"])
+    judged.warnings += _absent(profile, unit, raw)
     for name in sorted({name for rule in profile.cheap.values() for name in rule.columns_needed()}):
-        if any(name in columns for columns in raw.columns):
+        if raw.schema is None or name in raw.schema:
             samples = samples.append_column(f"source.{name}", _column([columns.get(name) for columns in raw.columns]))
     for label, rule in profile.cheap.items():
         with judged.timed(label):
@@ -86,9 +88,33 @@ def judge(profile: Profile, storage: Storage, unit: Unit, scorers: Mapping[str, 
     return judged
 
 
+def _absent(profile: Profile, unit: Unit, raw: Raw) -> list[str]:
+    """A warning for every column that the profile names and no sample has: mostly a slip of the pen."""
+    given = {
+        name: getattr(profile.columns, name) for name in ("url", "width", "height") if getattr(profile.columns, name)
+    }
+    wanted = {f"columns.{name}": column for name, column in given.items() if name in profile.columns.model_fields_set}
+    for label, rule in profile.cheap.items():
+        wanted |= {f"filters.{label}": column for column in rule.columns_needed()}
+    caption = profile.columns.caption
+    if (
+        caption is not None
+        and raw.schema is None
+        and raw.captions
+        and not any(text is not None for text in raw.captions)
+    ):
+        wanted["columns.caption"] = caption
+    have = raw.schema or {name for columns in raw.columns for name in columns}
+    return [
+        f"{unit.name}: no sample has {column!r}, which {where} names"
+        for where, column in wanted.items()
+        if raw.keys and column not in have
+    ]
+
+
 def describe(error: BaseException) -> str:
     """One line for an error of any kind."""
-    text = str(error).strip().splitlines()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 

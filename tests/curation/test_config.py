@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from curation.config import ConfigError, Pipelines, load
+from filters.min_size import MinSize
 from filters.pattern_defaults import DEFAULT_RULES
 from filters.patterns import Patterns
 
@@ -96,6 +98,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("profiles: {}", "needs a mapping `profiles:`"),
         ("profiles:\n  a: 3\n", ":2: a: must be a mapping"),
         ("profiles:\n  a: &x {b: *x}\n", "not valid YAML"),
+        ("profiles:\n  a: {input: 2020-13-45}\n", "not valid YAML"),
+        ("profiles:\n  1: {}\n", ":2: profiles.1: write the key '1' in quotes"),
+        ("profiles:\n  no: {}\n", "in quotes"),
+        ("profiles:\n  a: {filters: {2020-01-01: {}}}\n", ":2: profiles.a.filters.2020-01-01: write the key"),
         ("profiles:\n  a: {input: {path: x, format: parquet}}\n", ":2: a: needs `filters:`"),
         ("profiles:\n  'a/b': {input: {path: x, format: parquet}, filters: {emoji: {}}}\n", "letters, digits"),
     ],
@@ -171,6 +177,12 @@ def test_overrides_reach_filters_and_settings(tmp_path: Path) -> None:
         ("aspect_ratio.max.more=1", "max is not a mapping"),
         ("emojis.max_count=1", "--set: one.emojis: unknown key"),
         ("units.max_samples=[", "not valid YAML"),
+        ("units.max_samples=2020-13-45", "not valid YAML"),
+        ("units.max_samples=" + "[" * 3000, "not valid YAML"),
+        ("aspect_ratio=2020-01-01", "must be a mapping of settings"),
+        ("filters=null", "--set: one: needs `filters:`"),
+        ("units.max_samples=true", "--set: one.units.max_samples: .*valid integer, not true"),
+        ("resources.read.num_cpus=.inf", "--set: one.resources.read.num_cpus: .*finite"),
     ],
 )
 def test_a_bad_override_has_one_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -188,6 +200,30 @@ def test_a_filter_may_have_a_label_of_its_own(tmp_path: Path) -> None:
     text = GOOD + "      unsafe: {filter: column, column: punsafe, max: 0.5}\n"
     profile = load(write(tmp_path, text)).profile("one")
     assert profile.filters["unsafe"].name == "column"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("patterns: {filter: column, column: a, max: 1}", "'patterns' already means something"),
+        ("unreadable: {filter: column, column: a, max: 1}", "'unreadable' already means something"),
+        ("width: {filter: column, column: a, max: 1}", "'width' already means something"),
+        (
+            "min: {filter: min_size}\n      min_short: {filter: tests.curation.test_config:Side}",
+            "column 'min_short_side' is taken",
+        ),
+    ],
+)
+def test_labels_do_not_collide(tmp_path: Path, line: str, expected: str) -> None:
+    assert expected in "\n".join(problems_of(tmp_path, GOOD + f"      {line}\n"))
+
+
+class Side(MinSize):
+    """Its score is called so that, with a label, it meets another filter's column."""
+
+    @property
+    def scores(self) -> dict[str, pa.DataType]:
+        return {"side": pa.int32()}
 
 
 def test_pixel_filters_run_last_wherever_they_stand(tmp_path: Path) -> None:

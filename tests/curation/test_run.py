@@ -16,7 +16,7 @@ from curation import manifests
 from curation.plan import RunError, make_plan
 from curation.run import finish, load_totals, run
 from shards.storage import Storage, StorageError
-from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_tar
+from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
 from tests.curation.test_unit import files_of, ledger_of, run_plainly
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -300,3 +300,109 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         run(profile(tmp_path, output={"path": str(tmp_path / "file")}))
+
+
+def test_a_limit_after_a_whole_run_leaves_the_data_set_whole(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    before = {name: (tmp_path / "runs/test" / name).read_bytes() for name in ("manifest.json", "shards.txt")}
+    assert run(checked, limit=1).worked == 0
+    assert {name: (tmp_path / "runs/test" / name).read_bytes() for name in before} == before
+    assert load_totals(checked)[3]
+
+
+def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    with pytest.raises(RunError, match="lies inside the input"):
+        make_plan(profile(tmp_path, output={"path": str(tmp_path / "in/out")}))
+
+
+def test_another_input_folder_is_noted(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    run(profile(tmp_path))
+    (tmp_path / "in").rename(tmp_path / "moved")
+    (note,) = make_plan(profile(tmp_path, input={"path": str(tmp_path / "moved"), "format": "webdataset"})).notes
+    assert "was begun from" in note
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_plug_in_that_raises_while_deciding_fails_its_unit_only(tmp_path: Path, pixels: bool) -> None:
+    some_input(tmp_path)
+    write_tar(tmp_path / "in/bad.tar", pair("x", "a caption that goes boom", image()))
+    filters = {**CHEAP, "mine": {"filter": "tests.curation.plugins:KeepRaises"}}
+    if pixels:
+        filters["clip_score"] = clip_settings()
+    result = run(profile(tmp_path, filters=filters))
+    assert [outcome.error for outcome in result.failed] == ["ZeroDivisionError: keep met a boom"]
+    assert result.totals.units == 3
+
+
+@pytest.mark.parametrize(("plugin", "step"), [("Dies", "read"), ("PixelsDie", "pixels")])
+def test_a_unit_that_kills_its_workers_is_given_up(tmp_path: Path, plugin: str, step: str) -> None:
+    some_input(tmp_path)
+    write_tar(tmp_path / "in/bad.tar", pair("x", "a caption that goes boom", image()))
+    result = run(profile(tmp_path, filters={**CHEAP, "mine": {"filter": f"tests.curation.plugins:{plugin}"}}))
+    assert [outcome.error for outcome in result.failed] == [
+        f"its worker died 3 times in the {step} step; see Ray's logs"
+    ]
+    assert result.totals.units == 3
+    assert result.totals.seen == 18
+
+
+@pytest.mark.parametrize("plugin", ["SetupRaises", "CheckRaises"])
+def test_a_plug_in_that_cannot_be_set_up_is_told_before_any_work(tmp_path: Path, plugin: str) -> None:
+    from filters.base import RuleError
+
+    some_input(tmp_path)
+    with pytest.raises(RuleError, match=r"filter 'mine': cannot be set up: ZeroDivisionError: not today"):
+        run(profile(tmp_path, filters={**CHEAP, "mine": {"filter": f"tests.curation.plugins:{plugin}"}}))
+
+
+def test_readers_and_actors_are_apart(tmp_path: Path) -> None:
+    """Ray would run readers inside the actors where both ask for the same CPUs: then one process did everything."""
+    some_input(tmp_path)
+    filters = {
+        name: {"filter": f"tests.curation.plugins:{kind}"} for name, kind in (("a", "Where"), ("b", "PixelsWhere"))
+    }
+    run(profile(tmp_path, filters={**CHEAP, **filters}))
+    rows = [row for row in ledger_of(tmp_path) if row["reason"] is None]
+    assert len(rows) == 12
+    assert {row["a_process"] for row in rows}.isdisjoint(row["b_process"] for row in rows)
+
+
+def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
+    from curation.job import JobError, fit, shortage
+
+    some_input(tmp_path)
+    with pytest.raises(JobError, match=r"a reader wants 64 CPUs, there are 2: lower resources.read.num_cpus"):
+        run(profile(tmp_path, resources={"read": {"num_cpus": 64}}))
+    filters = {**CHEAP, "b": {"filter": "tests.curation.plugins:PixelsWhere"}}
+    checked = profile(tmp_path, filters=filters)
+    for cpus in (1.0, 2.0, 64.0):
+        assert shortage(checked, {"CPU": cpus}) is None
+    assert fit(checked, {"CPU": 8.0, "GPU": 4.0}).actor_gpus == 1
+    assert fit(checked, {"CPU": 8.0}).actor_gpus == 0
+    greedy = profile(tmp_path, filters=filters, resources={"clip": {"num_cpus": 2}})
+    assert "want more than the 2 CPUs" in (shortage(greedy, {"CPU": 2.0}) or "")
+    gpus = profile(tmp_path, filters=filters, resources={"clip": {"num_gpus": 1}})
+    assert "there are 0: lower resources.clip.num_gpus" in (shortage(gpus, {"CPU": 2.0}) or "")
+
+
+def test_actors_with_a_gpu_run(tmp_path: Path) -> None:
+    """On a Ray that is told of a GPU it has not: the graph with GPU actors is built and run, the plug-in uses none."""
+    some_input(tmp_path)
+    settings = {
+        "filters": {**CHEAP, "b": {"filter": "tests.curation.plugins:PixelsWhere"}},
+        "resources": {"clip": {"num_gpus": 1}},
+    }
+    config = write_config(tmp_path, **settings)
+    code = (
+        "import ray, sys; ray.init(address='local', num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False);"
+        "from curation.config import load; from curation.run import run;"
+        "result = run(load(sys.argv[1]).profile('test')); print(result.totals.kept, result.failed)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, config], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.stdout.strip() == "12 []", done.stderr

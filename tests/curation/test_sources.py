@@ -56,7 +56,7 @@ def test_a_plain_tar(tmp_path: Path) -> None:
             pair("1", "a", PICTURE) + pair("2", "b", PICTURE) + pair("1", "c", PICTURE),
             [("1", "a", None), ("2", "b", None), ("1", "c", "unreadable:duplicate_key")],
         ),
-        ([*pair("a.b.c", "dots", None), ("a.jpg", PICTURE)], None),
+        ([*pair("a.b.c", "dots", None), ("a.jpg", PICTURE)], [("a", None, "unreadable:no_caption")]),
         ([("1.JPEG", PICTURE), ("1.TXT", b"upper case")], [("1", "upper case", None)]),
         ([("1.png", PICTURE), ("1.json", json.dumps({"caption": "from json"}).encode())], [("1", "from json", None)]),
         ([("1.jpg", PICTURE), ("1.json", b"{broken")], [("1", None, "unreadable:no_caption")]),
@@ -70,11 +70,7 @@ def test_odd_members(
     tmp_path: Path, members: list[Member], expected: list[tuple[str, str | None, str | None]] | None
 ) -> None:
     write_tar(tmp_path / "in/a.tar", members)
-    found = rows(read(tmp_path))
-    if expected is None:  # a key with dots: WebDataset splits at the first dot, nothing is lost
-        assert found == [("a", None, "unreadable:no_caption")]
-    else:
-        assert found == expected
+    assert rows(read(tmp_path)) == expected
 
 
 def test_a_truncated_tar_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
@@ -140,14 +136,87 @@ def test_samples_that_the_parquet_does_not_list_are_rows_too(tmp_path: Path) -> 
     assert sorted(read(tmp_path, "img2dataset").keys) == sorted(row["key"] for row in listed)
 
 
-@pytest.mark.parametrize("max_samples", [1, 2, 3, 100])
+@pytest.mark.parametrize("max_samples", [1, 2, 3, 5, 100])
 def test_a_cut_tar_has_the_same_rows_as_a_whole_one(tmp_path: Path, max_samples: int) -> None:
-    listed = img2dataset(tmp_path, 7)
-    failed = {**listed[0], "key": "9", "status": "failed_to_download", "error_message": "timed out"}
-    write_parquet(tmp_path / "in/00000.parquet", [*listed, failed, {**listed[0], "key": "gone"}])
-    raw = read(tmp_path, "img2dataset", units={"max_samples": max_samples})
-    assert sorted(rows(raw), key=str) == sorted(rows(read(tmp_path, "img2dataset")), key=str)
-    assert len(raw.keys) == 9
+    """With failed, missing and repeated keys on either side, wherever the cuts fall."""
+    listed = img2dataset(tmp_path, 9)
+    failed = {**listed[0], "key": "f", "status": "failed_to_download", "error_message": "timed out"}
+    twice = {**listed[7], "caption": "listed twice, held once"}
+    write_parquet(tmp_path / "in/00000.parquet", [*listed, failed, {**listed[0], "key": "gone"}, twice])
+    again = [pair(str(listed[1]["key"]), "in both twice", PICTURE), pair("x", "unlisted", PICTURE)]
+    samples = [pair(str(row["key"]), row["caption"], PICTURE, row) for row in listed]
+    write_tar(tmp_path / "in/00000.tar", flat([*samples, *again, pair("x", "unlisted again", PICTURE)]))
+    cut = rows(read(tmp_path, "img2dataset", units={"max_samples": max_samples}))
+    whole = rows(read(tmp_path, "img2dataset"))
+    assert sorted(cut, key=str) == sorted(whole, key=str)
+    assert len(whole) == 9 + 3 + 3
+    assert sum(problem == "unreadable:duplicate_key" for _, _, problem in whole) == 3
+
+
+@pytest.mark.parametrize("max_samples", [1, 3, 100])
+def test_repeated_keys_of_a_plain_tar_are_known_across_cuts(tmp_path: Path, max_samples: int) -> None:
+    padding = [("pad.jpg", b"\xff\xd8" + b"\0" * (1 << 20)), ("pad.txt", b"x")]
+    members = [*flat(good_pairs(5)), *padding, *flat(good_pairs(3, 1)), *flat(good_pairs(2, 5))]
+    write_tar(tmp_path / "in/a.tar", members)
+    raw = read(tmp_path, units={"max_samples": max_samples})
+    assert len(raw.keys) == 11
+    assert raw.problems.count("unreadable:duplicate_key") == 3
+
+
+@pytest.mark.parametrize("max_samples", [1, 2, 100])
+def test_repeated_and_null_keys_of_a_parquet_across_cuts(tmp_path: Path, max_samples: int) -> None:
+    keys = ["a", None, "b", "a", None, "a"]
+    write_parquet(
+        tmp_path / "in/a.parquet", [{"jpg": PICTURE, "caption": "x", "key": key} for key in keys], row_group_size=2
+    )
+    raw = read(tmp_path, "parquet", units={"max_samples": max_samples})
+    assert raw.keys == ["a", "1", "b", "a", "4", "a"]
+    duplicate = "unreadable:duplicate_key"
+    assert raw.problems == [None, None, None, duplicate, None, duplicate]
+
+
+def test_keys_that_another_tool_made_numbers_of_are_padded_again(tmp_path: Path) -> None:
+    listed = img2dataset(tmp_path)
+    write_parquet(tmp_path / "in/00000.parquet", [{**row, "key": int(row["key"])} for row in listed])
+    raw = read(tmp_path, "img2dataset")
+    assert raw.keys == [row["key"] for row in listed]
+    assert raw.problems == [None] * 4
+
+
+def test_the_parquet_of_another_tar_is_told(tmp_path: Path) -> None:
+    listed = img2dataset(tmp_path)
+    write_parquet(tmp_path / "in/00000.parquet", [{**row, "key": f"1{row['key']}"} for row in listed])
+    with pytest.raises(SourceError, match="not one of its keys is in 00000.tar"):
+        read(tmp_path, "img2dataset")
+
+
+def test_names_with_dots_are_a_row_each(tmp_path: Path) -> None:
+    members = flat(pair(f"img.v{number}", f"caption {number}", PICTURE) for number in range(5))
+    write_tar(tmp_path / "in/a.tar", members)
+    assert rows(read(tmp_path)) == [(f"img.v{n}", f"caption {n}", "unreadable:key_with_dot") for n in range(5)]
+    write_tar(tmp_path / "in/a.tar", [("1.jpg", PICTURE), ("1.txt", b"x"), ("1.seg.png", PICTURE)])
+    assert rows(read(tmp_path)) == [("1", "x", None)]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ([10**18, None], pa.timestamp("us")),
+        ([2**31 - 1, None], pa.date32()),
+        ([0, None], pa.timestamp("us", "No/Where")),
+    ],
+)
+def test_columns_that_python_cannot_hold_are_a_warning(
+    tmp_path: Path, column: list[int | None], kind: pa.DataType
+) -> None:
+    (tmp_path / "in").mkdir()
+    values = pa.array(column, pa.int32() if kind == pa.date32() else pa.int64()).view(kind)
+    table = pa.table({"jpg": [PICTURE] * 2, "caption": ["a", "b"], "seen": values})
+    pq.write_table(table, tmp_path / "in/a.parquet")
+    raw = read(tmp_path, "parquet")
+    assert raw.problems == [None, None]
+    assert raw.columns[0]["seen"] == column[0]
+    assert "column 'seen'" in raw.warnings[0]
 
 
 def test_parquet_with_image_bytes(tmp_path: Path) -> None:
@@ -225,3 +294,7 @@ def test_fetch_reasons_are_short_words(message: str | None, reason: str) -> None
 def test_source_json_is_valid_whatever_the_columns_hold() -> None:
     text = source_json({"a": float("nan"), "b": b"\xff", "c": None, "d": {"e": [1, "\ud800"]}, "key": 1}, ("key",))
     assert json.loads(text) == {"a": None, "b": "\ufffd", "d": {"e": [1, "?"]}}
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep, {"k": deep}] if isinstance(deep, str) else [deep]
+    assert "nested too deeply" in source_json({"\ud800": deep}, ())

@@ -1,0 +1,74 @@
+"""Filters of the kinds that users may write: good ones that tell where they ran, and bad ones."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from filters.base import Filter
+
+
+class Where(Filter):
+    """Scores every sample with the id of the process it ran in."""
+
+    name = "where"
+    version = "1"
+
+    @property
+    def needs(self) -> frozenset[Any]:
+        return frozenset({"caption"})
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return {"process": pa.int64()}
+
+    def score(self, samples: Any) -> Any:
+        self.meet(any("boom" in (caption or "") for caption in samples.column("caption").to_pylist()))
+        return {"process": pa.array([os.getpid()] * len(samples), pa.int64())}
+
+    def meet(self, boom: bool) -> None:
+        """What the bad ones do."""
+
+    def keep(self, scores: Any) -> Any:
+        return pa.array([True] * len(scores))
+
+
+class PixelsWhere(Where):
+    @property
+    def needs(self) -> frozenset[Any]:
+        return frozenset({"pixels"})
+
+
+class KeepRaises(Where):
+    def score(self, samples: Any) -> Any:
+        booms = [-1 if "boom" in (caption or "") else 1 for caption in samples.column("caption").to_pylist()]
+        return {"process": pa.array(booms, pa.int64())}
+
+    def keep(self, scores: Any) -> Any:
+        if -1 in scores.column("process").to_pylist():
+            raise ZeroDivisionError("keep met a boom")
+        return super().keep(scores)
+
+
+class Dies(Where):
+    def meet(self, boom: bool) -> None:
+        if boom:
+            os._exit(3)
+
+
+class PixelsDie(PixelsWhere):
+    def meet(self, boom: bool) -> None:
+        if boom:
+            os._exit(3)
+
+
+class SetupRaises(Where):
+    def setup(self, device: str = "cpu", batch_size: int | None = None) -> Any:
+        raise ZeroDivisionError("not today")
+
+
+class CheckRaises(Where):
+    def check(self) -> None:
+        raise ZeroDivisionError("not today")
