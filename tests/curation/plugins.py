@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +63,15 @@ class PixelsDie(PixelsWhere):
     def meet(self, boom: bool) -> None:
         if boom:
             os._exit(3)
+
+
+class Slow(Where):
+    def meet(self, boom: bool) -> None:
+        time.sleep(1)
+
+    def score(self, samples: Any) -> Any:
+        super().score(samples)
+        return {"process": pa.array([0] * len(samples), pa.int64())}
 
 
 class SetupRaises(Where):

@@ -1,0 +1,69 @@
+"""Draws the funnel of a run as the picture of the README: `python -m benchmarks.funnel demo docs/funnel.svg`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from html import escape
+from pathlib import Path
+
+from curation.config import ConfigError, load
+from curation.plan import RunError
+from curation.run import load_totals
+from curation.stats import Totals
+
+WIDTH, ROW, LEFT, BAR = 760, 30, 150, 440
+
+
+def steps(totals: Totals, labels: list[str]) -> list[tuple[str, int, int]]:
+    """(name, dropped here, left after it), from what was seen to what was kept."""
+    unreadable = sum(totals.unreadable.values())
+    found = [("seen", 0, totals.seen), ("unreadable", unreadable, totals.seen - unreadable)]
+    for label in labels:
+        dropped = totals.reasons.get(label, 0) + totals.reasons.get(f"{label}:error", 0)
+        found.append((label, dropped, found[-1][2] - dropped))
+    return [*found, ("kept", 0, totals.kept)]
+
+
+def draw(name: str, totals: Totals, labels: list[str]) -> str:
+    """An SVG that reads on light and on dark pages."""
+    rows = steps(totals, labels)
+    height = ROW * len(rows) + 44
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="14" fill="#808890">',
+        f"<title>Funnel of {escape(name)}: {totals.kept:,} of {totals.seen:,} pairs kept</title>",
+    ]
+    for index, (step, dropped, left) in enumerate(rows):
+        y = 8 + index * ROW
+        kept, lost = (BAR * count / max(totals.seen, 1) for count in (left, dropped))
+        colour = "#2f9e6e" if step == "kept" else "#4c7bd9"
+        lines.append(f'<text x="{LEFT - 12}" y="{y + 16}" text-anchor="end">{escape(step)}</text>')
+        lines.append(f'<rect x="{LEFT}" y="{y}" width="{kept:.1f}" height="22" rx="3" fill="{colour}"/>')
+        if dropped:
+            lines.append(f'<rect x="{LEFT + kept:.1f}" y="{y}" width="{lost:.1f}" height="22" fill="#e0705a"/>')
+        label = f"{left:,}" + (f"  (-{dropped:,})" if dropped else "")
+        lines.append(f'<text x="{LEFT + BAR + 12}" y="{y + 16}">{label}</text>')
+    retention = f"{totals.retention:.1%} kept" if totals.retention is not None else "nothing seen"
+    lines.append(f'<text x="{LEFT}" y="{height - 12}">{retention}; red: dropped first by this step</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.funnel demo funnel.svg")
+    parser.add_argument("profile")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--config", default="pipelines.yaml")
+    options = parser.parse_args()
+    try:
+        profile = load(options.config).profile(options.profile)
+        totals = load_totals(profile)[0]
+        options.file.write_text(draw(profile.name, totals, list(profile.filters)))
+    except (ConfigError, RunError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
