@@ -23,6 +23,7 @@ from curation import ledger
 from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
+from curation.resources import Shares, fit, shortage
 from curation.unit import Judged, describe, drop_images, judge, score_pixels, undecided
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
@@ -185,42 +186,6 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
                     yield Outcome(**json.loads(text))
         except ray.exceptions.RayError as error:
             raise RayGaveUp(f"Ray gave up ({describe(error)}): run again to go on with the units left") from error
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Logical CPUs of a reading task, CPUs and GPUs of an actor."""
-
-    read_cpus: float
-    actor_cpus: float
-    actor_gpus: float
-
-
-def fit(profile: Profile, resources: Mapping[str, float]) -> Shares:
-    """The profile's wishes, or defaults that fit the cluster: 1 CPU each, halves of a single one, one GPU if any."""
-    read, clip = profile.resources.read, profile.resources.clip
-    cpus = resources.get("CPU", 1.0)
-    usual = 1.0 if cpus >= 2 else cpus / 2
-    gpus = clip.num_gpus if clip.num_gpus is not None else float(resources.get("GPU", 0) >= 1)
-    return Shares(read.num_cpus or usual, clip.num_cpus or usual, gpus)
-
-
-def shortage(profile: Profile, resources: Mapping[str, float]) -> str | None:
-    """What the cluster lacks to run at all, with what to lower; without it Ray would wait in silence."""
-    shares, low = fit(profile, resources), profile.resources.clip.actors[0]
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    if not profile.pixel:
-        if shares.read_cpus > cpus:
-            return f"a reader wants {shares.read_cpus:g} CPUs, there are {cpus:g}: lower resources.read.num_cpus"
-        return None
-    if low * shares.actor_gpus > gpus:
-        return f"{low} actors want {shares.actor_gpus:g} GPUs each, there are {gpus:g}: lower resources.clip.num_gpus"
-    if low * shares.actor_cpus + shares.read_cpus > cpus:
-        return (
-            f"{low} actors with {shares.actor_cpus:g} CPUs each and a reader with {shares.read_cpus:g} want more than "
-            f"the {cpus:g} CPUs there are: lower resources.clip.actors, .clip.num_cpus or .read.num_cpus"
-        )
-    return None
 
 
 # --- what runs in workers; each function takes one whole unit and never raises ---

@@ -1,23 +1,17 @@
-"""Reads one unit of raw pairs: img2dataset tars with their Parquet, plain WebDataset tars, Parquet with image bytes.
-
-The one decision: a reader never drops and never raises for a sample. Whatever the input holds becomes a row, with a
-problem where it cannot be used; only damage that hides how many samples there were is a warning of the unit.
-"""
+"""Reads one unit of raw pairs: img2dataset tars with their Parquet, plain WebDataset tars, or Parquet."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from curation.parquet_source import read_parquet, read_table, records
 from curation.profile import Profile
+from curation.raw import Raw, SourceError, fetch_reason
 from curation.units import Unit, sidecar_path, tar_samples
 from shards.storage import Storage
 from shards.tar import Member, TarSample
@@ -28,64 +22,11 @@ IMAGE_EXTENSIONS = (
 )
 
 
-class SourceError(Exception):
-    """A unit's input cannot be read at all: one line with the file, what is wrong and what to do."""
-
-
-@dataclass
-class Raw:
-    """n samples as the source has them; every list has n entries."""
-
-    keys: list[str] = field(default_factory=list)
-    images: list[memoryview | None] = field(default_factory=list)
-    captions: list[str | None] = field(default_factory=list)
-    # "fetch:<why>" or "unreadable:<why>" where the sample cannot be used.
-    problems: list[str | None] = field(default_factory=list)
-    # The source's other columns.
-    columns: list[Mapping[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    # Names of the columns where a schema says so (Parquet); None where each sample brings its own (tars).
-    schema: frozenset[str] | None = None
-
-    def add(
-        self,
-        key: str,
-        image: memoryview | None,
-        caption: bytes | str | None,
-        columns: Mapping[str, Any],
-        problem: str | None,
-    ) -> None:
-        if problem is None and image is None:
-            problem = "unreadable:no_image"
-        text, caption_problem = _text(caption)
-        self.keys.append(key)
-        self.images.append(image)
-        self.captions.append(text)
-        self.columns.append(columns)
-        self.problems.append(problem or caption_problem)
-
-
 def read_unit(profile: Profile, storage: Storage, unit: Unit) -> Raw:
     """Raises `SourceError` or `StorageError` where the file as a whole cannot be read."""
     if profile.input.format == "parquet":
-        return _read_parquet(profile, storage, unit)
+        return read_parquet(profile, storage, unit)
     return _read_tar(profile, storage, unit)
-
-
-def _text(caption: bytes | str | None) -> tuple[str | None, str | None]:
-    """A caption as text, and what is wrong with it. Bytes that are no UTF-8 are shown with U+FFFD."""
-    if caption is None:
-        return None, "unreadable:no_caption"
-    if isinstance(caption, bytes):
-        try:
-            return caption.decode(), None
-        except UnicodeDecodeError:
-            return caption.decode(errors="replace"), "unreadable:caption_encoding"
-    try:
-        caption.encode()
-    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
-        return caption.encode(errors="replace").decode(), "unreadable:caption_encoding"
-    return caption, None
 
 
 def _read_tar(profile: Profile, storage: Storage, unit: Unit) -> Raw:
@@ -170,7 +111,7 @@ def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw, held: Map
     if not storage.exists(path):
         raw.warnings.append(f"{unit.path}: no {path} beside it, so its failed downloads are unknown")
         return []
-    rows = _records(_table(storage, path), path, raw.warnings)
+    rows = records(read_table(storage, path), path, raw.warnings)
     if rows and "key" not in rows[0]:
         raise SourceError(f"{path}: no column 'key': is this a Parquet file that img2dataset wrote?")
     # Other tools make numbers of the keys; img2dataset pads them to one width.
@@ -230,155 +171,3 @@ def _caption_column(profile: Profile, row: Mapping[str, Any]) -> bytes | str | N
     if value is None or isinstance(value, bytes | str):
         return value
     return str(value)
-
-
-def _read_parquet(profile: Profile, storage: Storage, unit: Unit) -> Raw:
-    table = _table(storage, unit.path, unit.start, unit.stop)
-    names = profile.columns
-    caption = _column_name(table, unit, "caption", names.caption, ("caption", "text", "TEXT"))
-    image = _column_name(table, unit, "image", names.image, ("image", "jpg", "bytes", "image_bytes"))
-    key = names.key or ("key" if "key" in table.column_names else None)
-    if key is not None and key not in table.column_names:
-        raise SourceError(_no_column(table, unit, "key", key))
-    images = table.column(image).combine_chunks()
-    if pa.types.is_struct(images.type):  # how the datasets library stores images: {bytes, path}
-        images = images.field("bytes") if images.type.get_field_index("bytes") >= 0 else images
-    if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-        raise SourceError(f"{unit.path}: column {image!r} holds {images.type}, not image bytes: set columns.image")
-    raw = Raw(schema=frozenset(table.column_names))
-    captions = table.column(caption).to_pylist()
-    others = _records(table.drop_columns([caption, image]), unit.path, raw.warnings)
-    used: set[Any] = set()
-    if key is not None and unit.start:  # a key that an earlier range of the file had
-        used = set(_table(storage, unit.path, 0, unit.start, [key]).column(key).to_pylist())
-    for index, (text, columns) in enumerate(zip(captions, others, strict=True)):
-        scalar = images[index]
-        value = columns[key] if key is not None else None
-        name = str((unit.start or 0) + index) if value is None else str(value)
-        problem = "unreadable:duplicate_key" if value is not None and value in used else None
-        used.add(value)
-        if columns.get("status", "success") not in ("success", None):
-            problem = f"fetch:{fetch_reason(columns.get('error_message'))}"
-        words = text if text is None or isinstance(text, bytes | str) else str(text)
-        raw.add(name, memoryview(scalar.as_buffer()).cast("B") if scalar.is_valid else None, words, columns, problem)
-    return raw
-
-
-def _table(
-    storage: Storage, path: str, start: int | None = None, stop: int | None = None, columns: list[str] | None = None
-) -> pa.Table:
-    """Rows [start, stop) of a Parquet file; a range reads the row groups that hold it piece by piece."""
-    try:
-        with storage.open_input(path) as source, pq.ParquetFile(source) as file:
-            if start is None or stop is None:
-                return _plain(file.read(columns))
-            first, groups = 0, list[int]()
-            skip = start
-            for index in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(index).num_rows
-                if first < stop and first + rows > start:
-                    skip = skip if groups else start - first
-                    groups.append(index)
-                first += rows
-            wanted, kept = stop - start, list[pa.RecordBatch]()
-            for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
-                piece = batch.slice(min(skip, len(batch)), wanted)
-                skip, wanted = skip - min(skip, len(batch)), wanted - len(piece)
-                kept.append(piece)
-                if wanted <= 0:
-                    break
-            return _plain(pa.Table.from_batches(kept))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        line = str(error).splitlines()[0]
-        raise SourceError(f"{path}: not a readable Parquet file ({line}): fetch or write it again") from error
-
-
-def _records(table: pa.Table, path: str, warnings: list[str]) -> list[dict[str, Any]]:
-    """Rows as dicts. A column with values that Python cannot hold (a date in the year 300,000) is given as numbers."""
-    columns = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            columns.append(column.to_pylist())
-        except (OverflowError, ValueError, pa.ArrowException) as error:
-            warnings.append(f"{path}: column {name!r} cannot be read as it is ({str(error).splitlines()[0]})")
-            try:
-                columns.append(column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64()).to_pylist())
-            except (pa.ArrowException, ValueError):
-                columns.append([None] * len(column))
-    if not columns:
-        return [{} for _ in range(len(table))]
-    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """String columns as binary where they hold bytes that are no UTF-8, so that one bad caption spoils only itself."""
-    for index, column in enumerate(table.columns):
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            try:
-                column.validate(full=True)
-            except pa.ArrowInvalid:
-                table = table.set_column(index, table.column_names[index], column.cast(pa.large_binary()))
-    return table
-
-
-def _column_name(table: pa.Table, unit: Unit, role: str, given: str | None, usual: Iterable[str]) -> str:
-    if given is not None:
-        if given not in table.column_names:
-            raise SourceError(_no_column(table, unit, role, given))
-        return given
-    found = next((name for name in usual if name in table.column_names), None)
-    if found is None:
-        raise SourceError(_no_column(table, unit, role, next(iter(usual))))
-    return found
-
-
-def _no_column(table: pa.Table, unit: Unit, role: str, name: str) -> str:
-    return f"{unit.path}: no column {name!r} (it has: {', '.join(table.column_names)}): set columns.{role}"
-
-
-_FETCH_REASONS = (
-    (r"HTTP Error (\d{3})", r"http_\1"),
-    (r"timed? ?out", "timeout"),
-    (r"X-Robots-Tag", "opt_out"),
-    (r"too small", "too_small"),
-    (r"area too large", "too_large"),
-    (r"aspect ratio", "aspect_ratio"),
-    (r"decod|!buf\.empty|cannot identify", "decode"),
-    (r"certificate|SSL", "tls"),
-    (r"Name or service|getaddrinfo|resolve", "dns"),
-    (r"refused|reset|unreachable|Remote end closed|IncompleteRead", "connection"),
-)
-
-
-def fetch_reason(message: Any) -> str:
-    """A short word for a downloader's free-text message, so that failures can be counted."""
-    text = str(message or "")
-    for pattern, reason in _FETCH_REASONS:
-        match = re.search(pattern, text, re.IGNORECASE)
-        if match:
-            return match.expand(reason)
-    return "other"
-
-
-def source_json(columns: Mapping[str, Any], without: Iterable[str | None]) -> str:
-    """The source's other columns as one line of JSON; nulls and what the ledger has anyway are left out."""
-    skip = set(without)
-    kept = {name: value for name, value in columns.items() if name not in skip and value is not None}
-    return json.dumps(_jsonable(kept), ensure_ascii=False, separators=(",", ":"), default=str)
-
-
-def _jsonable(value: Any, depth: int = 0) -> Any:
-    """The value as strict JSON can hold it; nothing that a source nests deeper than 32 levels."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, dict | list) and depth >= 32:
-        return "nested too deeply"
-    if isinstance(value, dict):
-        return {_jsonable(str(key)): _jsonable(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(item, depth + 1) for item in value]
-    return value

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from curation import ledger
 from curation.profile import Profile
-from curation.sources import Raw, read_unit, source_json
+from curation.raw import Raw, source_json
+from curation.sources import read_unit
 from curation.units import Unit
 from filters.base import Scorer
 from filters.header import scan_headers

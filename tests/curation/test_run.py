@@ -372,7 +372,8 @@ def test_readers_and_actors_are_apart(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
-    from curation.job import JobError, fit, shortage
+    from curation.job import JobError
+    from curation.resources import fit, shortage
 
     some_input(tmp_path)
     with pytest.raises(JobError, match=r"a reader wants 64 CPUs, there are 2: lower resources.read.num_cpus"):

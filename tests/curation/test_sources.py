@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.sources import Raw, SourceError, fetch_reason, read_unit, source_json
+from curation.raw import Raw, SourceError, fetch_reason, source_json
+from curation.sources import read_unit
 from curation.units import plan_units
 from tests.curation.pairs import Member, flat, good_pairs, image, pair, profile, write_parquet, write_tar
 
