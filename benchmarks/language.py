@@ -11,6 +11,7 @@ import argparse
 import csv
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from filters.base import RuleError
 from filters.detectors import DetectorName, load_detector
-from filters.language import Language
+from filters.language import ALSO_CHINESE, Language
 
 SHARED = Path(os.environ.get("WINNOW_SHARED_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 KEPT = ("en", "zh", "yue")  # Cantonese is written in Chinese characters
@@ -200,15 +201,52 @@ def han(size: int) -> None:
     print(markdown(["texts", "number", "should be", "characters", *detectors], lines))
 
 
+def exceptions() -> None:
+    """Chinese texts that would be lost if the kanji that older Chinese print uses were not excepted."""
+    chinese = [row["text"] for row in labelled() if row["lang"] in ("zh", "yue")]
+    hit = sum(any(kanji in text for kanji in ALSO_CHINESE) for text in chinese)
+    print(f"\nWithout its exceptions the list of Japanese kanji would hit {hit} of the {len(chinese):,} Chinese texts.")
+
+
+def memory() -> None:
+    """Resident memory that each detector adds at most to a process of its own that judges 500 captions. Linux only."""
+    print()
+    for detector in DETECTORS[1:]:
+        command = [sys.executable, "-m", "benchmarks.language", "--memory-of", detector]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(f"{detector}: {done.stdout.strip()} MB" if done.returncode == 0 else f"{detector}: not installed")
+
+
+def memory_of(detector: DetectorName) -> None:
+    texts = captions("cc3m")[:500]
+    before = resident("VmRSS")
+    loaded = load_detector(detector)
+    assert loaded is not None
+    loaded.judge(texts, KEPT)
+    print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> int:
+    """Memory of this process in MB, now (VmRSS) or at most (VmHWM); Linux only."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(status.partition(f"{field}:")[2].split()[0]) // 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare language detectors; prints Markdown.")
     parser.add_argument("--sample", type=int, default=500, help="texts a group for the comparison (default 500)")
     parser.add_argument("--full", action="store_true", help="also measure the default detector on all texts")
+    parser.add_argument("--memory-of", choices=DETECTORS[1:], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not (SHARED / "langid.tsv").exists():
         sys.exit(f"{SHARED} has no langid.tsv: set WINNOW_SHARED_DATA to the folder that holds it and pairs_text")
+    if options.memory_of:
+        memory_of(options.memory_of)
+        return
     compare(options.sample)
     han(options.sample)
+    exceptions()
+    memory()
     if options.full:
         full()
 

@@ -130,7 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip]'\n")
         return 1
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        from demo.folder import explain
+
+        sys.stderr.write(f"error: {explain(error, getattr(options, 'out', FOLDER))}\n")
+        return 1
+    except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:

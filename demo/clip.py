@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from demo.folder import prepare
 from demo.train_clip import Measure, Progress, Recipe
 
 CONFIG: dict[str, Any] = {
@@ -79,13 +80,15 @@ def ensure_clip(
 
     Files: `open_clip_config.json`, `open_clip_model.safetensors`, and `card.json` with seed, steps, recipe hash, hash
     of the weights, AUC and recall by language on unseen scenes, and the threshold that keeps 95 % of matched pairs.
-    The card is written last, so a folder with a card is complete. `measured`: how many unseen scenes.
+    The card is written last, so a folder with a card is complete. `measured`: how many unseen scenes. Raises
+    `FolderError` before the training where nothing can be written.
     """
     recipe = recipe or Recipe()
     wanted = recipe_hash(recipe)
     card = read_card(folder)
     if card and card.get("recipe") == wanted and weights_path(folder).is_file() and config_path(folder).is_file():
         return card
+    prepare(folder)
     import safetensors.torch
     import torch
 
@@ -97,7 +100,6 @@ def ensure_clip(
         model, tokenizer, transform = create()
         losses = train(model, tokenizer, CONFIG["preprocess_cfg"], recipe, progress)
     found = measure(model, tokenizer, transform, recipe.seed, measured, progress)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").unlink(missing_ok=True)
     _replace(config_path(folder), (json.dumps(CONFIG, indent=2) + "\n").encode())
     _replace(weights_path(folder), safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
@@ -137,5 +139,8 @@ def _card(recipe: Recipe, wanted: str, found: Measure, losses: list[float], weig
 
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

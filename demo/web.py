@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import tarfile
-import uuid
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from demo.captions import caption
 from demo.clip import source_digest
 from demo.defects import Label, plan
+from demo.folder import prepare, sweep, work_folder
 from demo.sample import Sample, make_sample
 from demo.scenes import sample_scene, sample_size
 from demo.train_clip import Progress
@@ -92,7 +92,8 @@ def build_web(
     truth.parquet has a row a sample (the columns of `TRUTH`): `lang` is the caption's language, `expected_caption` what
     the mappers must make of the caption (null where no judgement of it is due), `must_fail` the filters that must drop
     the sample, `unreadable` the `<why>`. scenes.parquet holds the `Scene` of every key as JSON.
-    Raises WebError for impossible arguments or a folder `out`/web that something else made.
+    Raises WebError for impossible arguments or a folder `out`/web that something else made, FolderError where nothing
+    can be written, both before anything is drawn.
     """
     if samples < 1:
         raise WebError(f"--samples must be at least 1, not {samples}")
@@ -104,10 +105,11 @@ def build_web(
         return False
     if (out / "web").exists() and not mark.exists():
         raise WebError(f"{out / 'web'} was not made by this command: remove it, or name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    work = out / f".web-{uuid.uuid4().hex}"
+    prepare(out)
+    sweep(out, "web")
+    work = work_folder(out, "web")
     try:
-        (work / "web").mkdir(parents=True)
+        (work / "web").mkdir()
         truth, scenes = _build(work / "web", samples, seed, workers or os.cpu_count() or 1, progress)
         pq.write_table(pa.Table.from_pylist(truth, TRUTH), work / "truth.parquet")
         pq.write_table(pa.Table.from_pylist(scenes, SCENES), work / "scenes.parquet")

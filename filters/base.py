@@ -7,12 +7,15 @@ threshold; `keep` is cheap, pure, and works on scores read from a ledger years l
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import operator
+import types
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Union, get_args, get_origin
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 Need = Literal["caption", "header", "pixels", "columns"]
 
@@ -26,6 +29,13 @@ class Rule(BaseModel):
     version: ClassVar[str]
     # Fields that only `keep` reads. Every other field changes the scores and so is part of the score fingerprint.
     thresholds: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Numbers are numbers: pydantic would read `yes` as 1 and "3" as 3. An int still does for a float."""
+        _refuse_lookalikes(cls.model_fields[info.field_name or ""].annotation, value)
+        return value
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the scores: name, version and every field that is not a threshold (JSON types).
@@ -105,7 +115,7 @@ class RuleError(ValueError):
 
 
 class UnknownRule(LookupError):
-    """No mapper or filter has the given name; `known` lists those there are."""
+    """No usable mapper or filter has the given name; `known` lists those there are, where another may be meant."""
 
     def __init__(self, message: str, known: list[str]) -> None:
         super().__init__(message)
@@ -136,16 +146,78 @@ def load_filter(name: str) -> type[Filter]:
 
 
 def _load(name: str, own: Mapping[str, str], group: str, kind: type[Any]) -> type[Any]:
+    what = f"{kind.__name__.lower()} {name!r}"
     plugins = {point.name: point.value for point in entry_points(group=group)}
     target = own.get(name) or plugins.get(name) or (name if ":" in name else None)
     if target is None:
         known = sorted({*own, *plugins})
         raise UnknownRule(f"no {kind.__name__.lower()} is called {name!r}", known)
-    module, _, attribute = target.partition(":")
+    # An entry point may name extras in brackets, which play no part in loading it.
+    module, _, attribute = target.partition("[")[0].strip().partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise UnknownRule(f"{what} cannot be loaded: {target!r} must look like package.module:Class", [])
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UnknownRule(f"{kind.__name__.lower()} {name!r} cannot be loaded from {target!r}: {error}", []) from error
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise UnknownRule(f"{what} cannot be loaded from {target!r}: {_one_line(error)}", []) from error
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise UnknownRule(f"{target!r} is not a {kind.__name__}", [])
+        raise UnknownRule(
+            f"{what}: {target!r} is not a {kind.__name__}, a subclass of filters.base.{kind.__name__}", []
+        )
+    missing = _missing(found, kind)
+    if missing:
+        raise UnknownRule(f"{what}: {target!r} lacks {', '.join(missing)} (filters/base.py says what they are)", [])
     return found
+
+
+def _missing(found: type[Any], kind: type[Any]) -> list[str]:
+    """What a plug-in's class has yet to define, in words; a filter may leave scoring to what its `setup` returns."""
+    missing = []
+    for label in ("name", "version"):
+        value = getattr(found, label, None)
+        if not (isinstance(value, str) and value.strip()):
+            missing.append(f"`{label}` (a non-empty string)")
+    wanted = (("rewrite",),) if kind is Mapper else (("needs",), ("scores",), ("score", "setup"), ("keep",))
+    bare = (names for names in wanted if all(getattr(found, name) is getattr(kind, name) for name in names))
+    return [*missing, *(" or ".join(f"`{name}`" for name in names) for names in bare)]
+
+
+def _refuse_lookalikes(annotation: Any, value: Any) -> None:
+    """Raises pydantic's own error where a number is asked for and `value` is a bool or a text.
+
+    It looks into unions, lists and tuples. A field that also takes texts or bools as such keeps them.
+    """
+    options = _options(annotation)
+    number = next((option for option in options if option in (int, float)), None)
+    if number is not None and isinstance(value, bool | str | bytes):
+        others = [option for option in options if option not in (int, float, types.NoneType)]
+        if not any(_takes(option, value) for option in others):
+            raise PydanticKnownError("int_type" if number is int else "float_type")
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for option in options:
+            items = get_args(option)
+            if get_origin(option) in (list, tuple, Sequence) and items:
+                each = items[:1] * len(value) if len(items) == 1 or items[-1] is ... else items
+                for item, one in zip(each, value, strict=False):  # a wrong length is pydantic's to say
+                    _refuse_lookalikes(item, one)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, with what `Annotated` adds left out."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _options(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [option for member in get_args(annotation) for option in _options(member)]
+    return [annotation]
+
+
+def _takes(option: Any, value: bool | str | bytes) -> bool:
+    if get_origin(option) is Literal:
+        return any(type(member) is type(value) and member == value for member in get_args(option))
+    # A class of another kind (an enum, a date) may have its own reading of texts, but none has one of bools.
+    return option in (Any, object, type(value)) or (isinstance(option, type) and not isinstance(value, bool))
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -18,23 +18,26 @@ from filters import clip_model
 from filters.base import Filter, Need, Scorer
 from filters.column import Missing, check_range, source_numbers, within
 
+_MODEL = "ViT-B-32"
+
 
 class ClipScore(Filter):
     """Keeps pairs with `min` <= cosine <= `max`.
 
     model: a name of open_clip (`ViT-B-32`), the path of a model config (`*.json`), `hf-hub:<owner>/<name>` or
-    `local-dir:<folder>`. pretrained: a tag of open_clip or the path of a weights file; unused with the last two.
+    `local-dir:<folder>`. pretrained: a tag of open_clip or the path of a weights file; it has a default for the default
+    model only, and is unused with the last two kinds, which name their own weights.
     Chinese captions need a multilingual model. precision: `auto` is bf16 autocast on a GPU that has it, else fp32.
     column: a cosine that the source ships takes the place of the model; `missing` then decides where it is null.
     """
 
     name: ClassVar[str] = "clip_score"
     # Raise it when decoding, orientation, transparency or rounding change: scores do then.
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     thresholds: ClassVar[frozenset[str]] = frozenset({"min", "max", "missing"})
     bins: ClassVar[Mapping[str, tuple[float, float]]] = {"cosine": (-0.5, 1.0)}
 
-    model: str = Field(default="ViT-B-32", min_length=1)
+    model: str = Field(default=_MODEL, min_length=1)
     pretrained: str = Field(default="laion2b_s34b_b79k", min_length=1)
     min: float = Field(ge=-1.0, le=1.0)
     max: float | None = Field(default=None, ge=-1.0, le=1.0)
@@ -52,6 +55,9 @@ class ClipScore(Filter):
             raise ValueError("`missing` is for `column` only: a model scores every pair")
         if self.model.startswith(clip_model.SCHEMES) and "pretrained" in given:
             raise ValueError(f"`pretrained` is not used with {self.model!r}, which names its own weights")
+        own = self.model.replace("/", "-") == _MODEL or self.model.startswith(clip_model.SCHEMES)
+        if not own and "pretrained" not in given:
+            raise ValueError(f"model {self.model!r} needs `pretrained`: a tag of open_clip or the path of its weights")
         return self
 
     @property

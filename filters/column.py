@@ -23,7 +23,8 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 class Column(Filter):
     """Keeps samples with `min` <= value <= `max` in the source's column; at least one bound is needed.
 
-    `missing` decides for values that are null, not a number (NaN) or text that is none.
+    `missing` decides for values that are null, not a number (NaN) or text that is none. There are no `bins`: a source's
+    numbers have no range that is known before all of them are read, and so no histogram.
     """
 
     name: ClassVar[str] = "column"

@@ -1,9 +1,9 @@
 """Filter `emoji`: drops captions that hold emoji, as Unicode means the word.
 
 The one decision: what counts is what a reader sees as a coloured picture. That is a character with emoji presentation,
-any emoji character followed by U+FE0F, a flag, a keycap, and whatever modifiers and joiners weld together (one emoji,
-not four). Characters that are text by default (trade mark, copyright, a heart or a telephone without U+FE0F) and digits
-are text, since product captions are full of them.
+any emoji character followed by U+FE0F, a flag or half of one, a keycap, and whatever modifiers and joiners weld
+together (one emoji, not four). Characters that are text by default (trade mark, copyright, a heart or a telephone
+without U+FE0F) and digits are text, since product captions are full of them.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _compiled(strict: bool) -> tuple[str, re.Pattern[str]]:
     if strict:
         first.append(rf"[{text}](?!{_VS15})")
     tags = "(?:[\U000e0020-\U000e007e]+\U000e007f)?"
-    pattern = rf"[{_FLAG}]{{2}}|[0-9#*]{_VS16}?\u20e3|(?:{'|'.join(first)}){tags}(?:{_ZWJ}{part})*"
+    pattern = rf"[{_FLAG}]{{1,2}}|[0-9#*]{_VS16}?\u20e3|(?:{'|'.join(first)}){tags}(?:{_ZWJ}{part})*"
     gate = f"[{picture}{_FLAG}{_SKIN}{_VS16}{_ZWJ}\u20e3{text if strict else ''}]"
     return gate, re.compile(pattern)
 

@@ -32,20 +32,47 @@ _SPACED = (
     "svg table tbody td template textarea tfoot th thead title tr track ul video xmp "
 )
 INLINE, SPACED = frozenset(_INLINE.split()), frozenset(_SPACED.split())
-# Their content is code, not text.
+# Their content is code, not text, as far as the end tag. One that is never closed is taken for a word about HTML.
 CODE = frozenset({"script", "style"})
+# The reading beside a character of <ruby>: hidden where the ruby is closed, text anywhere else. HTML lets its end tag
+# be left out, so these end it too.
+READING = frozenset({"rt", "rp"})
+_READING_ENDS = frozenset({"rt", "rp", "rb", "rtc", "ruby"})
+# Elements of MathML, and of other vocabularies in pasted office text (`<o:p>`, `<st1:place>`).
+_FOREIGN = (
+    r"math|mi|mo|mn|ms|mtext|mspace|mrow|mfrac|msup|msub|msubsup|msqrt|mroot|mover|munder|munderover|mtable|mtr|mtd"
+    r"|mstyle|mfenced|mpadded|semantics|(?:o|v|w|x|m|u[0-9]|st[0-9]|fb|g|svg|mml|xsl|dc|rdf|media|content|image):[a-z]+"
+)
+# Elements of SVG are English words: only with attributes, self-closed or as an end tag.
+_DRAWN = (
+    "path|circle|rect|line|polyline|polygon|ellipse|g|defs|use|text|tspan|stop|symbol|mask|pattern|marker|image|filter"
+    "|lineargradient|radialgradient|clippath|animate|foreignobject"
+)
 
 _NAMES = "|".join(sorted(INLINE | SPACED | CODE, key=len, reverse=True))
 _BOOLEANS = (
-    "async|autofocus|autoplay|checked|compact|controls|defer|disabled|hidden|loop|multiple|muted|noshade|nowrap|open"
-    "|readonly|required|reversed|selected"
+    "allowfullscreen|async|autofocus|autoplay|checked|compact|contenteditable|controls|crossorigin|declare|default|defer"
+    "|disabled|download|formnovalidate|hidden|inert|ismap|itemscope|loop|mozallowfullscreen|multiple|muted|nohref"
+    "|nomodule|noresize|noshade|novalidate|nowrap|open|playsinline|readonly|required|reversed|scoped|seamless|selected"
+    "|webkitallowfullscreen|webkit-playsinline"
 )
-# Attributes: a quoted value may hold `>`, none may hold `<`, so every scan ends at the next `<`: linear as a whole.
-_ATTRIBUTES = r"""(?:(?>"[^"<]*"|'[^'<]*'|[^<>"']++|["'])*+>|[^<>]*>)"""
+# Attributes. A quoted value may hold `>`, or `<` if it directly follows its `=` and holds no `>` (at most four of each
+# kind), so a scan passes a handful of `<` and ends: linear as a whole.
+_RICH = r"""=\s*(?>"[^"<>]*(?:<[^"<>]*){1,4}"|'[^'<>]*(?:<[^'<>]*){1,4}')"""
+_PLAIN = rf"""(?>"[^"<]*"|'[^'<]*'|[^<>"'=]++|(?!{_RICH})=|["'])"""
+_ATTRIBUTES = rf"""(?:{_PLAIN}*+(?:{_RICH}{_PLAIN}*+){{0,4}}>|[^<>]*>)"""
+# What the end of the caption may have cut in two, sure to be a tag only if its name or its attribute is telling.
+_CUT = (
+    rf"(?:{_NAMES})\s+[a-z-]+\s*=[^<>]*"
+    rf"|(?:{_NAMES})\s+(?:class|id|style|href|src|alt|title|width|height|target|rel|border|align|data-[a-z]+)\s*"
+    r"|/?(?:br|hr|img|div|span|li|ul|ol|td|tr|th|tbody|table|strong|em|font|h[1-6]|center|iframe|input)\s*/?"
+    rf"|/(?:{_NAMES})\s*"
+)
 _TAG = re.compile(
     rf"""<(?P<end>/?)(?P<name>{_NAMES})(?:\s*/?>|(?:\s+(?:{_BOOLEANS}))+\s*/?>|(?=[\s/][^<>]*=){_ATTRIBUTES})"""
-    rf"""|<(?:{_NAMES})\s+[a-z-]+\s*=[^<>]*\Z"""  # a tag that the end of the caption cut in two
-    r"""|<!doctype\b[^<>]*>|<\?xml\b[^<>]*>""",
+    rf"""|</?(?=m|[a-z0-9]+:|semantics)(?P<foreign>{_FOREIGN})(?:\s*/?>|(?=[\s/][^<>]*=){_ATTRIBUTES})"""
+    rf"""|</(?:{_DRAWN})\s*>|<(?:{_DRAWN})(?:\s*/>|(?=[\s/][^<>]*=){_ATTRIBUTES})"""
+    rf"""|<(?=[a-z/][^<>]*\Z)(?:{_CUT})\Z|<!doctype\b[^<>]*>|<\?xml\b[^<>]*>""",
     re.IGNORECASE,
 )
 # `&amp;`, `&amp;amp;`, `&#38;amp;`: one ampersand, however often it was escaped.
@@ -126,21 +153,42 @@ def _canonical(text: str) -> str:
     """Markup without surprises for the parser: known tags bare of attributes, every other `<` and `&` escaped.
 
     An element that separates words brings its own spaces. Of those only the space is left (the parser knows nothing
-    more about them), which also spares deep trees of blocks; scripts and styles keep their tags, so that the parser
-    takes their content away, and inline elements theirs.
+    more about them), which also spares deep trees of blocks. Inline elements keep their tags, and so do scripts, styles
+    and readings that are closed, so that the parser takes their content away.
     """
+    tags = list(_TAG.finditer(text))
+    names = [(tag["name"] or "").lower() for tag in tags]
+    closed_at = {name: place for place, name in enumerate(names) if name and tags[place]["end"]}  # the last end tag
     parts: list[str] = []
     position = 0
-    for match in _TAG.finditer(text):
-        parts.append(_escape(text[position : match.start()]))
-        name = (match["name"] or "").lower()
-        if name in CODE:
-            parts.append(f" <{match['end']}{name}> ")
+    hidden = ""  # the script, style or reading whose content this is
+    ruby_until = -1  # the last end tag of the ruby that is open
+    for place, (tag, name) in enumerate(zip(tags, names, strict=True)):
+        parts.append(_escape(text[position : tag.start()]))
+        position = tag.end()
+        starts = not tag["end"]
+        if hidden in CODE:
+            if name == hidden and not starts:
+                parts.append(f"</{hidden}> ")
+                hidden = ""
+            continue
+        if hidden and name in _READING_ENDS:
+            parts.append(f"</{hidden}>")
+            hidden = ""
+        if name == "ruby" and starts and place > ruby_until:
+            ruby_until = closed_at.get(name, -1)
+        if name in CODE and starts and closed_at.get(name, -1) > place:
+            parts.append(f" <{name}>")
+            hidden = name
+        elif name in READING and starts and ruby_until > place:
+            parts.append(f"<{name}>")
+            hidden = name
+        elif name in READING:
+            continue
         elif name in INLINE:
-            parts.append(f"<{match['end']}{name}>")
+            parts.append(f"<{tag['end']}{name}>")
         else:
-            parts.append(" ")
-        position = match.end()
+            parts.append("" if tag["foreign"] else " ")
     parts.append(_escape(text[position:]))
     return "".join(parts)
 
@@ -150,14 +198,23 @@ def _escape(text: str) -> str:
 
 
 def _strip_comments(text: str) -> str:
-    """Takes closed comments out. A search that fails ends the loop, so that '<!--' * n stays linear."""
-    start = text.find("<!--")
-    if start < 0:
+    """Takes comments and PHP out where they are closed, and the frame of CDATA off its text."""
+    for start, end in (("<!--", "-->"), ("<?php", "?>"), ("<?=", "?>")):
+        text = _strip_between(text, start, end, keep=False)
+    return _strip_between(text, "<![CDATA[", "]]>", keep=True)
+
+
+def _strip_between(text: str, start: str, end: str, keep: bool) -> str:
+    """The text without what stands between the marks. A search that fails ends it, so that '<!--' * n stays linear."""
+    first = text.find(start)
+    if first < 0:
         return text
     parts: list[str] = []
     position = 0
-    while start >= 0 and (end := text.find("-->", start + 4)) >= 0:
-        parts.append(text[position:start])
-        position = end + 3
-        start = text.find("<!--", position)
+    while first >= 0 and (last := text.find(end, first + len(start))) >= 0:
+        parts.append(text[position:first])
+        if keep:
+            parts.append(text[first + len(start) : last])
+        position = last + len(end)
+        first = text.find(start, position)
     return " ".join([*parts, text[position:]]) if parts else text

@@ -24,7 +24,7 @@ Kept = Literal["en", "zh"]
 # What both languages share: ASCII, signs and punctuation, digits, emoji (another filter's business), by block.
 _SHARED = (
     r"\x{00}-\x{BF}"  # ASCII, and Latin-1 signs such as the degree, the pound and the copyright sign
-    r"×÷μπΩ"  # and the Greek letters that stand for units and numbers
+    r"×÷μπΩ"  # and the Greek letters that stand for units and numbers, next to each other too (μΩ)
     r"\x{2BB}\x{2BC}\x{2C6}-\x{2C9}\x{2DA}\x{2DC}"  # Hawaiian okina, typed accents
     r"\x{2000}-\x{27FF}"  # punctuation, currency, letter-like, numbers, arrows, mathematics, boxes, shapes, dingbats
     r"\x{2900}-\x{2BFF}\x{2E00}-\x{2E7F}"
@@ -42,10 +42,12 @@ _CHINESE = (
     r"\x{3220}-\x{325F}\x{3280}-\x{32CF}\x{3358}-\x{33FF}"  # enclosed Han, square units; not hangul and kana
     r"\x{FE10}-\x{FE1F}\x{FE30}-\x{FE6F}\x{FF01}-\x{FF65}\x{FFE0}-\x{FFEE}"  # vertical and full-width forms
 )
+# A basic Greek letter on its own is a sign of science or of a product (α particle, β-carotene, Δt, Σ); two are a word.
+_GREEK_WORD_OR_SIGN = r"(\p{Greek}{2,})|[Α-Ωα-ω]"
 _LETTER = r"\p{Latin}"
 _CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
 # Traditional and older Chinese prints write these too, whatever the character sets say.
-_ALSO_CHINESE = "裏説絶啓峯廻衆顔姉瑠栃栢碁粧兎呑噛鮎咲凪"
+ALSO_CHINESE = "裏説絶啓峯廻衆顔姉瑠栃栢碁粧兎呑噛鮎咲凪"
 
 
 class Language(Filter):
@@ -123,7 +125,10 @@ class Language(Filter):
 
 
 def _count_others(captions: pa.Array, languages: tuple[Kept, ...]) -> pa.Array:
-    """Characters that none of the languages uses. Letters and their combining accents are composed (NFC) first."""
+    """Characters that none of the languages uses. Letters and their combining accents are composed (NFC) first.
+
+    Greek letters that stand alone are left out.
+    """
     others = _other_class(languages)
     foreign = pc.fill_null(pc.match_substring_regex(captions, others), False)
     counts = pc.if_else(pc.is_null(captions), pa.scalar(None, pa.int32()), pa.scalar(0, pa.int32()))
@@ -131,7 +136,8 @@ def _count_others(captions: pa.Array, languages: tuple[Kept, ...]) -> pa.Array:
     if len(suspects) == 0:
         return counts
     composed = pc.utf8_normalize(suspects, form="NFC")
-    return pc.replace_with_mask(counts, foreign, pc.count_substring_regex(composed, others).cast(pa.int32()))
+    texts = pc.replace_substring_regex(composed, _GREEK_WORD_OR_SIGN, r"\1")
+    return pc.replace_with_mask(counts, foreign, pc.count_substring_regex(texts, others).cast(pa.int32()))
 
 
 @lru_cache(maxsize=4)
@@ -163,5 +169,5 @@ def japanese_characters() -> str:
         and len(encoded(kanji, "euc_jp")) == 2
         and not encoded(kanji, "gb2312")
         and not encoded(kanji, "big5")
-        and kanji not in _ALSO_CHINESE
+        and kanji not in ALSO_CHINESE
     )

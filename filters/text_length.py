@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 
 from filters.base import Filter, Need
 
-# A word is a run without spaces and Han characters that holds a letter or a digit: " - " and " ." are no words.
-_NOT_HAN_LETTER = r"\p{Latin}\p{Greek}\p{Cyrillic}\p{Arabic}\p{Hebrew}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Devanagari}\p{Nd}\p{No}"  # noqa: E501
 _SEPARATOR = r"\s\x{85}\x{A0}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}"
 # Han characters and Chinese punctuation end a word: "iPhone手机壳，red" has two.
 _BREAK = rf"{_SEPARATOR}\p{{Han}}\x{{3001}}-\x{{303F}}\x{{FF01}}-\x{{FF0F}}\x{{FF1A}}-\x{{FF20}}"
-WORD = rf"[^{_BREAK}]*[{_NOT_HAN_LETTER}][^{_BREAK}]*"
+# A word is a run without these that holds a letter or a digit, whatever its script: " - " and " ." are no words. RE2
+# cannot say "a letter, but not Han"; "nothing of the other kinds" says the same.
+WORD = rf"[^{_BREAK}]*[^{_BREAK}\p{{P}}\p{{S}}\p{{M}}\p{{Z}}\p{{C}}][^{_BREAK}]*"
 HAN = r"\p{Han}"
 
 

@@ -34,7 +34,7 @@ def test_a_shipped_score_takes_the_place_of_the_model() -> None:
     assert rule.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, False, False]
     keeping = ClipScore(min=0.3, column="similarity", missing="keep")
     assert keeping.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, True, True]
-    assert keeping.fingerprint() == {"name": "clip_score", "version": "1", "column": "similarity"}
+    assert keeping.fingerprint() == {"name": "clip_score", "version": "2", "column": "similarity"}
     with pytest.raises(RuleError, match="no column 'similarity'; it has: sim"):
         rule.score(pa.table({"source.sim": [0.1]}))
 
@@ -89,3 +89,13 @@ def test_bf16_stays_close(tiny_clip: TinyClip) -> None:
 def test_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ClipScore(**fields)
+
+
+def test_only_the_default_model_has_default_weights() -> None:
+    assert ClipScore(min=0.3).pretrained == ClipScore(min=0.3, model="ViT-B/32").pretrained == "laion2b_s34b_b79k"
+    assert ClipScore(min=0.3, model="ViT-L-14", pretrained="openai").pretrained == "openai"
+    for model in ("local-dir:x", "hf-hub:a/b"):
+        assert ClipScore(min=0.3, model=model).model == model
+    for model in ("ViT-L-14", "xlm-roberta-base-ViT-B-32", "my/config.json"):
+        with pytest.raises(ValidationError, match=f"model {model!r} needs `pretrained`"):
+            ClipScore(min=0.3, model=model)

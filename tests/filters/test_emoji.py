@@ -24,6 +24,7 @@ CASES = [
     ("☎ ↔ ♥ are text", 0, 3),
     ("☎\ufe0e text in so many signs", 0, 0),
     ("flag 🇩🇪 and 🇨🇳", 2, 2),
+    ("half a flag 🇫 and three halves 🇩🇪🇫", 3, 3),
     ("keycap 1\ufe0f\u20e3 #\u20e3", 2, 2),
     ("family 👨\u200d👩\u200d👧", 1, 1),
     ("skin 👍🏽 and ✌🏽", 2, 2),

@@ -38,6 +38,29 @@ CASES = [
     ("<b>x<y</b>", "x<y"),
     ("三个<b>红色</b>的圆形<br/>背景", "三个红色的圆形 背景"),
     ("<img src=a.jpg>", ""),
+    ("How to use the <script> tag in HTML pages", "How to use the tag in HTML pages"),
+    ("a <style> of its own", "a of its own"),
+    ("<script>1</script>b<script>c", "b c"),
+    ("x <rt> rest of it <rp> too", "x rest of it too"),
+    ("<rt>kan</rt> outside", "kan outside"),
+    ("<ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp></ruby>字", "漢字"),
+    ("<ruby>漢<rt>kan<rt>x</ruby> and <rt>y", "漢 and y"),
+    ("<ruby>漢<rt>kan", "漢kan"),
+    ("<video controls playsinline>Red</video>", "Red"),
+    ("<p itemscope>Red", "Red"),
+    ('<img alt="a<b" src=x>Red shoe', "Red shoe"),
+    ("""<a title='1<2' rel="x<y">Red</a> "shoe" """, 'Red "shoe"'),
+    ('<b title="x>Red</a> and <b class="y">shoe</b>', "Red and shoe"),
+    ("<o:p></o:p>Red <st1:place w:st='on'>Rome</st1:place>", "Red Rome"),
+    ("<math><mi>E</mi><mo>=</mo><mn>1</mn></math>", "E=1"),
+    ("<svg><path d='M0'/><circle r=1></circle></svg>Logo", "Logo"),
+    ("<?php echo '<b>' ?>Red <?= 1 ?>shoe", "Red shoe"),
+    ("<![CDATA[Red <b>shoe</b>]]>", "Red shoe"),
+    ("Red shoe<br", "Red shoe"),
+    ("Red shoe<br/", "Red shoe"),
+    ("Red shoe</p", "Red shoe"),
+    ("Red shoe<br class", "Red shoe"),
+    ("Red shoe<a href", "Red shoe"),
 ]
 UNTOUCHED = [
     "x<y",
@@ -50,16 +73,22 @@ UNTOUCHED = [
     "a?x=1&copy=2&lt=3",
     "rock&roll &unknown; &",
     "an arrow <!-- that never ends",
+    "a <?php that never ends",
+    "the <path> of a <text> in a <filter>",
+    "if a<b",
+    "1 <i and",
+    "a <table full",
     "two  spaces stay where there is no markup",
     "",
 ]
 HOSTILE = [
     "<", "<b>", "<b", '<b "', "<b a=", "<b '\"", "<p>", "</b>", "<!--", "<script>", "<script></script>",
     "<style><b></style>", "&", "&amp;", "&#38;", "&lt;", "&amp;lt;b&amp;gt;", "<b><i></b>", "<b <",
-    "<a href='", "&#", "<!doctype ", "<b hidden ",
+    "<a href='", "&#", "<!doctype ", "<b hidden ", '<b a="<', "<b a='<\"", '<b "="<', '<b a="="', "<b a='=\"='\"=",
+    "<br", "</br", "<br class ", "<o:p a=", "<path ", "<?php", "<![CDATA[", "<rt>", "<ruby><rt>", "<ruby>",
 ]  # fmt: skip
 fragments = st.sampled_from(
-    [*HOSTILE, ">", "/>", "b>", "lt;", "amp;", "gt;", "-->", "</script>", "</title>", "<title>", " ", "x", "红", "\xa0",
+    [*HOSTILE, "?>", "]]>", "</rt>", "</ruby>", "<rp>", "</", "<br", " class", ">", "/>", "b>", "lt;", "amp;", "gt;", "-->", "</script>", "</title>", "<title>", " ", "x", "红", "\xa0",
      "\n", "\x1f", "\0", "&LT;", "&Amp", "#60;", "=", '"', "'", "<br>", "<PERSON>"]
 )  # fmt: skip
 hostile_text = st.lists(fragments | st.text(max_size=3), max_size=30).map("".join)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +74,32 @@ def test_a_transparent_colour_of_a_palette_is_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((900, 700), (450, 350)), ((500, 400), (500, 400)), ((4000, 130), (4000, 130))]
+    ("size", "expected"),
+    [((900, 800), (450, 400)), ((901, 775), (451, 388)), ((900, 700), (900, 700)), ((4000, 130), (4000, 130))],
 )
-def test_jpeg_is_reduced_while_both_sides_stay_twice_as_long(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_jpeg_is_reduced_while_both_sides_stay_three_times_as_long(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert read_rgb(memoryview(encoded(picture(*size), "JPEG")), side=128).size == expected
     assert read_rgb(memoryview(encoded(picture(*size), "PNG")), side=128).size == size
+
+
+@pytest.mark.parametrize(("width", "height", "scale"), [(1545, 776, 8), (777, 1539, 4), (393, 391, 2), (776, 784, 4)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_side_that_the_factor_does_not_divide_stretches_nothing(
+    width: int, height: int, scale: int, mode: str
+) -> None:
+    """Waves are where they were: pixel i of n shows what is at (i + 1/2) / n of the whole."""
+    down, across = (np.sin(np.linspace(0, 12 * np.pi, n)) for n in (height, width))
+    waves = 128 + 50 * np.add.outer(down, across)
+    image = Image.fromarray(waves.round().astype(np.uint8)).convert(mode)
+    data = memoryview(encoded(image, "JPEG", quality=98))
+    side = min(width, height) // scale // 3
+    found, whole = read_rgb(data, side), read_rgb(data)
+    assert found.size == (-(-width // scale), -(-height // scale))
+    small = (48, 48)
+    apart = np.asarray(found.resize(small), np.float32) - np.asarray(whole.resize(small), np.float32)
+    assert np.abs(apart).mean() < 0.5
 
 
 BROKEN = [
@@ -130,3 +153,42 @@ def test_odd_images_decode_or_are_undecodable(shared_data: Path) -> None:
         assert outcomes[name] == "RGB"
     assert "MAX_TEXT_CHUNK" in outcomes["bomb_or_dos/png_decompression_dos.png"]
     assert outcomes["truncated/truncated.jpg"].startswith("OSError")
+
+
+def test_reduced_decoding_hardly_moves_the_scores_of_the_demos_clip(shared_data: Path) -> None:
+    """Against plain open_clip on the same photographs at full scale; only those count that are decoded reduced."""
+    import torch
+    from open_clip import create_model_from_pretrained, get_tokenizer
+
+    from demo.clip import ensure_clip
+
+    folder = Path(__file__).parents[2] / "data" / "demo" / "clip"
+    ensure_clip(folder)
+    model, preprocess = create_model_from_pretrained(f"local-dir:{folder}", weights_only=True)
+    photographs = [data for index, data in enumerate(_photographs(shared_data)) if index % 2 == 0]
+    reduced, whole = [], []
+    for data in photographs:
+        full = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        ours = read_rgb(memoryview(data), side=64)
+        if ours.size != full.size:
+            reduced.append(preprocess(ours))
+            whole.append(preprocess(full))
+    assert len(photographs) > 500
+    assert len(reduced) > 200
+    captions = ["a family around a table", "a dog on a beach", "海滩上的一只狗", "a red circle on white"]
+    with torch.inference_mode():
+        read = model.eval().encode_text(get_tokenizer(f"local-dir:{folder}")(captions), normalize=True)
+        a, b = (model.encode_image(torch.stack(pictures), normalize=True) @ read.T for pictures in (reduced, whole))
+    apart = (a - b).abs().numpy()
+    assert apart.mean() < 2e-3
+    assert np.quantile(apart, 0.99) < 1e-2
+
+
+def _photographs(shared_data: Path) -> Iterator[bytes]:
+    for path in sorted((shared_data / "pairs_image").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                data = file.read() if file else b""
+                if data.startswith(b"\xff\xd8\xff"):
+                    yield data
