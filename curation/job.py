@@ -24,7 +24,7 @@ from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
 from curation.resources import Shares, fit, shortage
-from curation.unit import Judged, describe, drop_images, judge, score_pixels, undecided
+from curation.unit import Judged, describe, drop_images, judge, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
 from shards.storage import Storage
@@ -206,10 +206,7 @@ def read(block: pa.Table, job: Job) -> pa.Table:
 
     def work() -> Judged | pa.Table:
         judged = worker.judge(unit)
-        if not undecided(job.profile, judged):
-            return judged
-        drop_images(job.profile, judged)
-        return to_table(judged)
+        return to_table(judged) if drop_images(job.profile, judged) else judged
 
     result = worker.attempt(unit, "read", work)
     if isinstance(result, pa.Table):
@@ -286,28 +283,30 @@ class Worker:
             self._scorers = {label: rule.setup() for label, rule in self.job.profile.cheap.items()}
         return judge(self.job.profile, self.input, unit, self._scorers)
 
-    def attempt(self, unit: Unit, stage: str, work: Callable[[], Result]) -> Result | Outcome:
+    def attempt(self, unit: Unit, step: str, work: Callable[[], Result]) -> Result | Outcome:
         """Runs `work` behind an attempt marker: a unit that killed its worker `MAX_ATTEMPTS` times is given up."""
         try:
-            markers = [f"attempts/{unit.short}.{stage}.{number}" for number in range(1, MAX_ATTEMPTS + 1)]
-            fresh = next((marker for marker in markers if not self.output.exists(marker)), None)
-            if fresh is None:
-                return self.fail(unit, f"its worker died {MAX_ATTEMPTS} times in the {stage} step; see Ray's logs")
-            self.output.write(fresh, b"")
+            markers = [f"attempts/{unit.short}.{step}.{number}" for number in range(1, MAX_ATTEMPTS + 1)]
+            before = next((number for number, marker in enumerate(markers) if not self.output.exists(marker)), None)
+            if before is None:
+                return self.fail(unit, f"its worker died {MAX_ATTEMPTS} times in the {step} step; see Ray's logs")
+            self.output.write(markers[before], b"")
             result = work()
-            for marker in markers:
+            for marker in markers[: before + 1]:
                 self.output.delete(marker)
             return result
         except Exception as error:  # noqa: BLE001  the unit fails with its reason, the others go on
             return self.fail(unit, _in_words(error))
 
     def commit(self, unit: Unit, judged: Callable[[], Judged]) -> Outcome:
-        try:
+        """Decides and writes a unit; also behind a marker, since thumbnails are decoded here."""
+
+        def work() -> Outcome:
             manifest = commit(self.job.profile, self.job.prints, judged(), self.output)
             self.output.delete(f"failed/{unit.short}.json")
-        except Exception as error:  # noqa: BLE001  as above
-            return self.fail(unit, _in_words(error))
-        return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
+            return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
+
+        return self.attempt(unit, "commit", work)
 
     def fail(self, unit: Unit, error: str) -> Outcome:
         try:

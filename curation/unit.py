@@ -246,8 +246,11 @@ def score_pixels(profile: Profile, judged: Judged, scorers: Mapping[str, Scorer]
             done[label] = rule
 
 
-def drop_images(profile: Profile, judged: Judged) -> None:
-    """Forgets the images that no later step needs: all but those of undecided or kept samples and of review samples."""
+def drop_images(profile: Profile, judged: Judged) -> int:
+    """Forgets the images that no later step needs: all but those of samples that are kept so far and of review samples.
+
+    Gives back how many samples are kept so far: those the next pixel filter, or the commit, has to look at.
+    """
     scored = {label: rule for label, rule in profile.filters.items() if _scored(judged, label, profile)}
     reasons = ledger.decide(judged.rows, scored, judged.problems).reason.to_pylist()
     review = review_rows(judged.rows.column("key").to_pylist(), reasons)
@@ -255,12 +258,7 @@ def drop_images(profile: Profile, judged: Judged) -> None:
         image if reason is None or row in review else None
         for row, (image, reason) in enumerate(zip(judged.images, reasons, strict=True))
     ]
-
-
-def undecided(profile: Profile, judged: Judged) -> int:
-    """How many samples the next pixel filter has to look at."""
-    scored = {label: rule for label, rule in profile.filters.items() if _scored(judged, label, profile)}
-    return int(pc.sum(pc.is_null(ledger.decide(judged.rows, scored, judged.problems).reason)).as_py() or 0)
+    return sum(reason is None for reason in reasons)
 
 
 def _scored(judged: Judged, label: str, profile: Profile) -> bool:

@@ -59,6 +59,13 @@ class Dies(Where):
             os._exit(3)
 
 
+class KeepDies(KeepRaises):
+    def keep(self, scores: Any) -> Any:
+        if -1 in scores.column("process").to_pylist():
+            os._exit(3)
+        return super().keep(scores)
+
+
 class PixelsDie(PixelsWhere):
     def meet(self, boom: bool) -> None:
         if boom:

@@ -338,7 +338,7 @@ def test_a_plug_in_that_raises_while_deciding_fails_its_unit_only(tmp_path: Path
     assert result.totals.units == 3
 
 
-@pytest.mark.parametrize(("plugin", "step"), [("Dies", "read"), ("PixelsDie", "pixels")])
+@pytest.mark.parametrize(("plugin", "step"), [("Dies", "read"), ("PixelsDie", "pixels"), ("KeepDies", "commit")])
 def test_a_unit_that_kills_its_workers_is_given_up(tmp_path: Path, plugin: str, step: str) -> None:
     some_input(tmp_path)
     write_tar(tmp_path / "in/bad.tar", pair("x", "a caption that goes boom", image()))
