@@ -49,7 +49,10 @@ def test_every_real_caption(tmp_path: Path) -> None:
     assert not result.failed
     assert result.totals.listed == result.totals.seen == expected
     assert result.totals.kept + sum(result.totals.reasons.values()) == expected
-    assert 0.3 < result.totals.kept / expected < 0.9
+    # docs/real-data.md: a rule that eats a hundredth more or less of real captions is to be looked at.
+    assert abs(result.totals.kept / expected - 0.635) < 0.01
+    assert 2_000 < result.totals.hits["patterns.credit_in_brackets"] < 2_300
+    assert result.totals.hits["patterns.file_name"] < 200
 
 
 def test_every_real_pair_and_its_image(tmp_path: Path) -> None:
