@@ -10,18 +10,19 @@ from pathlib import Path
 from curation.config import ConfigError, load
 from curation.plan import RunError
 from curation.run import load_totals
-from curation.stats import Totals
+from curation.stats import Totals, funnel
 
 WIDTH, ROW, LEFT, BAR = 760, 30, 150, 440
 
 
 def steps(totals: Totals, labels: list[str]) -> list[tuple[str, int, int]]:
     """(name, dropped here, left after it), from what was seen to what was kept."""
-    unreadable = sum(totals.unreadable.values())
-    found = [("seen", 0, totals.seen), ("unreadable", unreadable, totals.seen - unreadable)]
-    for label in labels:
-        dropped = totals.reasons.get(label, 0) + totals.reasons.get(f"{label}:error", 0)
-        found.append((label, dropped, found[-1][2] - dropped))
+    shape = funnel(totals, labels)
+    drops = {"unreadable": sum(shape["unreadable"].values()), **shape["mappers"]}
+    drops |= {label: numbers["dropped_first"] for label, numbers in shape["filters"].items()}
+    found = [("seen", 0, totals.seen)]
+    for name, dropped in drops.items():
+        found.append((name, dropped, found[-1][2] - dropped))
     return [*found, ("kept", 0, totals.kept)]
 
 

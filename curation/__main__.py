@@ -151,7 +151,7 @@ def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
         _complain(str(error))
         return 1
 
-    folder = f"{profile.output.path.rstrip('/')}/{profile.name}"
+    folder = profile.run_folder
     if not result.worked:
         _print(f"{profile.name}: nothing to do, all {result.totals.units:,} units are committed in {folder}")
     _print_funnel(

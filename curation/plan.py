@@ -54,7 +54,7 @@ def make_plan(profile: Profile, limit: int | None = None) -> Plan:
     doubles = [short for short, count in Counter(unit.short for unit in units).items() if count > 1]
     if doubles:
         raise RunError(f"{profile.input.path}: two units would be called {doubles[0]}: read the inputs as two profiles")
-    output = Storage.open(f"{profile.output.path.rstrip('/')}/{profile.name}")
+    output = Storage.open(profile.run_folder)
     if f"{output.uri.rstrip('/')}/".startswith(f"{storage.uri.rstrip('/')}/"):
         raise RunError(
             f"{output.uri}: lies inside the input {storage.uri}, and would be read as input by the next run: "

@@ -103,6 +103,11 @@ class Profile(Settings):
     filters: dict[str, SerializeAsAny[Filter]]
 
     @property
+    def run_folder(self) -> str:
+        """Where the run is written, as the profile spells it."""
+        return f"{self.output.path.rstrip('/')}/{self.name}"
+
+    @property
     def cheap(self) -> dict[str, Filter]:
         """Filters that need no pixels: they run in the read task."""
         return {label: rule for label, rule in self.filters.items() if "pixels" not in rule.needs}

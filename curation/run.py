@@ -147,7 +147,7 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
 
 def load_totals(profile: Profile) -> tuple[stats.Totals, float, list[dict[str, Any]], bool]:
     """What `stats` shows of a run on disk: totals, wall seconds of all its sessions, failed units, whether complete."""
-    output = Storage.open(f"{profile.output.path.rstrip('/')}/{profile.name}")
+    output = Storage.open(profile.run_folder)
     if not output.exists("run.json"):
         raise RunError(f"{output.uri}: no run here yet: python -m curation run {profile.name}")
     decision = read_run(output)["decision_fp"]

@@ -25,7 +25,7 @@ from curation.profile import Profile
 from curation.raw import Raw, source_json
 from curation.sources import read_unit
 from curation.units import Unit
-from filters.base import Scorer
+from filters.base import Filter, Scorer
 from filters.header import scan_headers
 from shards.storage import Storage
 
@@ -80,36 +80,39 @@ def judge(profile: Profile, storage: Storage, unit: Unit, scorers: Mapping[str, 
             samples = samples.append_column(f"source.{name}", _column([columns.get(name) for columns in raw.columns]))
     for label, rule in profile.cheap.items():
         with judged.timed(label):
-            try:
-                scores = scorers[label].score(samples)
-                for score, kind in rule.scores.items():
-                    judged.rows = judged.rows.append_column(pa.field(f"{label}_{score}", kind), scores[score])
-            except Exception as error:
-                raise StepError(f"filter {label!r} failed: {describe(error)}") from error
+            _add_scores(judged, label, rule, scorers[label], samples)
     return judged
+
+
+def _add_scores(
+    judged: Judged, label: str, rule: Filter, scorer: Scorer, samples: pa.Table, places: pa.Array | None = None
+) -> None:
+    """Appends a filter's score columns. places: for every row its index in `samples`, null where it was not scored."""
+    try:
+        scores = scorer.score(samples)
+        for score, kind in rule.scores.items():
+            column = scores[score] if places is None else scores[score].take(places)
+            judged.rows = judged.rows.append_column(pa.field(f"{label}_{score}", kind), column)
+    except Exception as error:
+        raise StepError(f"filter {label!r} failed: {describe(error)}") from error
 
 
 def _absent(profile: Profile, unit: Unit, raw: Raw) -> list[str]:
     """A warning for every column that the profile names and no sample has: mostly a slip of the pen."""
-    given = {
-        name: getattr(profile.columns, name) for name in ("url", "width", "height") if getattr(profile.columns, name)
-    }
-    wanted = {f"columns.{name}": column for name, column in given.items() if name in profile.columns.model_fields_set}
+    if not raw.keys:
+        return []
+    given = profile.columns.model_dump(include=profile.columns.model_fields_set & {"url", "width", "height"})
+    wanted = {f"columns.{name}": column for name, column in given.items() if column}
     for label, rule in profile.cheap.items():
         wanted |= {f"filters.{label}": column for column in rule.columns_needed()}
-    caption = profile.columns.caption
-    if (
-        caption is not None
-        and raw.schema is None
-        and raw.captions
-        and not any(text is not None for text in raw.captions)
-    ):
-        wanted["columns.caption"] = caption
+    # A tar's caption may be a member, which no column shows; Parquet without its column was refused before.
+    if profile.columns.caption is not None and raw.schema is None and all(text is None for text in raw.captions):
+        wanted["columns.caption"] = profile.columns.caption
     have = raw.schema or {name for columns in raw.columns for name in columns}
     return [
         f"{unit.name}: no sample has {column!r}, which {where} names"
         for where, column in wanted.items()
-        if raw.keys and column not in have
+        if column not in have
     ]
 
 
@@ -232,17 +235,10 @@ def score_pixels(profile: Profile, judged: Judged, scorers: Mapping[str, Scorer]
             picked = np.flatnonzero(np.asarray(pc.is_null(decision.reason), dtype=bool))
             samples = judged.rows.select(["caption", "width", "height", "format"]).take(picked)
             images = pa.array([judged.images[index] for index in picked], pa.large_binary())
-            try:
-                scores = scorers[label].score(samples.append_column("image", images))
-                # Row i of the unit takes score position[i]; the others were not scored.
-                position = np.full(len(judged.rows), -1, dtype=np.int64)
-                position[picked] = np.arange(len(picked))
-                indices = pa.array(position, mask=position < 0)
-                for score, kind in rule.scores.items():
-                    column = scores[score].take(indices)
-                    judged.rows = judged.rows.append_column(pa.field(f"{label}_{score}", kind), column)
-            except Exception as error:
-                raise StepError(f"filter {label!r} failed: {describe(error)}") from error
+            position = np.full(len(judged.rows), -1, dtype=np.int64)
+            position[picked] = np.arange(len(picked))
+            places = pa.array(position, mask=position < 0)
+            _add_scores(judged, label, rule, scorers[label], samples.append_column("image", images), places)
             done[label] = rule
 
 

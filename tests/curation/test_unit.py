@@ -253,3 +253,16 @@ def test_a_column_of_the_source_can_filter(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in/a.parquet", rows)
     run_plainly(profile(tmp_path, "parquet", filters=filters))
     assert [row["reason"] for row in ledger_of(tmp_path)] == [None, "unsafe", "unsafe"]
+
+
+def test_columns_that_no_sample_has_are_a_warning(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in/a.tar", flat(good_pairs(2)))
+    filters = {**CHEAP, "unsafe": {"filter": "column", "column": "punsafe", "max": 0.5, "missing": "keep"}}
+    (manifest,) = run_plainly(profile(tmp_path, columns={"caption": "captoin", "width": "orig_w"}, filters=filters))
+    assert manifest["warnings"] == [
+        "a.tar: no sample has 'orig_w', which columns.width names",
+        "a.tar: no sample has 'punsafe', which filters.unsafe names",
+        "a.tar: no sample has 'captoin', which columns.caption names",
+    ]
+    write_tar(tmp_path / "quiet/in/a.tar", flat(good_pairs(2)))
+    assert run_plainly(profile(tmp_path / "quiet", columns={"caption": "txt", "url": "url"}))[0]["warnings"] == []
