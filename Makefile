@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all lint format bench-language bench-real-data clean
+.PHONY: help demo test test-all lint format bench-language bench-real-data bench-rates clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -17,8 +17,8 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made: install the venv module (Debian: apt-get install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
 # One environment serves both; the tests' has all that the demo needs.
-$(STAMP)-demo: EXTRAS := curate,clip
-$(STAMP)-test: EXTRAS := curate,clip,dev
+$(STAMP)-demo: EXTRAS := curate,clip,download
+$(STAMP)-test: EXTRAS := dev
 $(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python
 	@echo "Installing (some minutes the first time; torch alone is several GB) ..."
 	@rm -f $(filter-out $(STAMP)-%,$(wildcard $(VENV)/.stamp-*))
@@ -48,6 +48,9 @@ bench-language: $(STAMP)-test  ## the table of docs/language.md
 
 bench-real-data: $(STAMP)-test  ## the funnels of docs/real-data.md
 	@$(BIN)/python -m benchmarks.real_data
+
+bench-rates: $(STAMP)-test  ## measures curation/rates.yaml, which `plan --pairs` reckons with
+	@$(BIN)/python -m benchmarks.rates --write
 
 clean:  ## removes what the commands made, but not the environment
 	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
-"""The command line: python -m curation validate | plan | run | stats.
+"""The command line: python -m curation validate | download | plan | run | stats.
 
-Exit status: 0 done; 1 the run did not end whole; 2 a mistake in the call or the configuration; 130 interrupted.
+Exit status: 0 done; 1 the run did not end whole; 2 a mistake in the call or the configuration; 130 interrupted;
+143 terminated.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curation.config import Pipelines
@@ -30,13 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from curation.config import ConfigError, load
     from curation.manifests import ManifestError
     from curation.plan import RunError
+    from curation.termination import Terminated
     from filters.base import RuleError
     from shards import manifest
-    from shards.storage import StorageError
+    from shards.storage import StorageError, Unavailable
 
     try:
         pipelines = load(options.config)
-        command = {"validate": _validate, "plan": _plan, "run": _run, "stats": _stats}[options.command]
+        command = {"validate": _validate, "plan": _plan, "run": _run, "stats": _stats, "download": _download}[
+            options.command
+        ]
         status = command(pipelines, options)
         sys.stdout.flush()
         return status
@@ -44,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             _complain(problem)
         return 2
+    except Unavailable as error:  # no mistake of the caller's: the same call may succeed later
+        _complain(str(error))
+        return 1
     except (StorageError, RuleError, RunError, ManifestError, manifest.ManifestError) as error:
         _complain(str(error))
         return 2
@@ -53,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted; what is committed stays: the same command goes on from there")
         return 130
+    except Terminated:
+        _complain("terminated; what is committed stays: the same command goes on from there")
+        return 143
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,10 +98,64 @@ def _parser() -> argparse.ArgumentParser:
             dest="overrides",
             help="overrides a setting of the profile; may be repeated",
         )
+        if name == "plan":
+            added.add_argument(
+                "--cluster",
+                type=_cluster,
+                metavar="NODES",
+                help="what the resources mean on 'cpus=64,gpus=8,memory=512GiB' or '2x cpus=96,gpus=8 + 8x cpus=32'; "
+                "default: this machine",
+            )
+            added.add_argument("--pairs", type=_pairs, metavar="N", help="adds an estimate of hours for N pairs (5e9)")
+            added.add_argument(
+                "--rate",
+                action="append",
+                default=[],
+                type=_rate,
+                metavar="A=N",
+                dest="rates",
+                help="a rate known better than curation/rates.yaml: read=4700 or decode=250 (a second and CPU), "
+                "clip=312 (a second and GPU, or CPU without any), survivors=0.5 (the share that reaches CLIP); "
+                "may be repeated",
+            )
         if name == "run":
             added.add_argument(
                 "--address", help="a running Ray cluster; default: RAY_ADDRESS, else Ray on this machine"
             )
+            added.add_argument(
+                "--replace",
+                action="store_true",
+                help="removes from the output what came of input files that have changed or gone since",
+            )
+            added.add_argument(
+                "--max-failed-units",
+                type=_count,
+                metavar="N",
+                help="stops once more than N units failed; default: no limit",
+            )
+    added = command(
+        "download", "Fetches what is missing of a profile's URL lists into raw tars.", "download cc3m --limit 100000"
+    )
+    added.add_argument(
+        "--retry-failed", action="store_true", help="also tries the rows again that could not be fetched"
+    )
+    added.add_argument(
+        "--accept-unreachable",
+        action="store_true",
+        help="also takes shards of which not one server answered; without it they are tried again by the next call",
+    )
+    added.add_argument(
+        "--limit", type=_positive, metavar="N", help="whole shards from the first on, until they hold N rows"
+    )
+    added.add_argument("--address", help="a running Ray cluster; default: RAY_ADDRESS, else processes of this machine")
+    added.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        dest="overrides",
+        help="overrides a setting of the profile; may be repeated",
+    )
     added = command("stats", "Prints the funnel of a run.", "stats demo")
     added.add_argument("--json", action="store_true", help="the funnel as JSON")
     added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=argparse.SUPPRESS)
@@ -102,6 +166,39 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _cluster(text: str) -> Any:
+    from curation.estimate import parse_cluster
+
+    return _typed(parse_cluster, text)
+
+
+def _rate(text: str) -> Any:
+    from curation.estimate import parse_rate
+
+    return _typed(parse_rate, text)
+
+
+def _typed(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pairs(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 1 <= number < 1e15:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pairs, such as 5e9")
+    return number
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _complain(line: str) -> None:
@@ -134,7 +231,8 @@ def _validate(pipelines: Pipelines, options: argparse.Namespace) -> int:
 def _plan(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.plan import make_plan, plan_lines
 
-    for line in plan_lines(make_plan(pipelines.profile(options.profile, options.overrides), options.limit)):
+    plan = make_plan(pipelines.profile(options.profile, options.overrides), options.limit)
+    for line in plan_lines(plan, options.cluster, options.pairs, dict(options.rates)):
         _print(line)
     return 0
 
@@ -143,10 +241,18 @@ def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.job import JobError
     from curation.run import run
     from curation.stats import funnel_lines
+    from curation.termination import terminable
 
     profile = pipelines.profile(options.profile, options.overrides)
     try:
-        result = run(profile, options.limit, options.address)
+        with terminable():
+            result = run(
+                profile,
+                options.limit,
+                options.address,
+                replace=options.replace,
+                max_failed_units=options.max_failed_units,
+            )
     except JobError as error:
         _complain(str(error))
         return 1
@@ -174,6 +280,48 @@ def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
             f"{len(result.failed)} {'unit' if len(result.failed) == 1 else 'units'} failed, the others are committed"
         )
         _complain(f"{failed}; see {folder}/failed and run again once mended")
+        return 1
+    return 0
+
+
+def _download(pipelines: Pipelines, options: argparse.Namespace) -> int:
+    from curation.download import download, download_lines
+    from curation.fetch.catalogue import DownloadError
+    from curation.job import JobError
+    from curation.raw import SourceError
+    from curation.termination import terminable
+
+    profile = pipelines.profile(options.profile, options.overrides)
+    try:
+        with terminable():
+            result = download(
+                profile,
+                options.retry_failed,
+                options.limit,
+                options.address,
+                accept_unreachable=options.accept_unreachable,
+            )
+    except (DownloadError, SourceError) as error:
+        _complain(str(error))
+        return 2
+    except JobError as error:
+        _complain(str(error))
+        return 1
+    if not result.worked:
+        _print(f"{profile.name}: nothing to do, all {result.shards:,} shards are in {profile.input.path}")
+    for line in download_lines(result):
+        _print(line)
+    if options.retry_failed and result.changed:
+        _print(f"{result.changed:,} tars changed: a run that has read them before needs --replace")
+    _print(f"raw tars: {profile.input.path}; next: python -m curation run {profile.name}")
+    for error_line in result.failed[:5]:
+        _complain(error_line)
+    if result.failed:
+        count = f"{len(result.failed)} {'shard' if len(result.failed) == 1 else 'shards'}"
+        _complain(f"{count} could not be fetched, the others are there; the same command goes on with them")
+        return 1
+    if result.left:
+        _complain(f"{result.left:,} shards are not whole, as if another download had written them too: call it again")
         return 1
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def commit(profile: Profile, prints: Fingerprints, judged: Judged, output: Stora
     files["ledger"] = _write(output, f"ledger/{short}.parquet", ledger.to_parquet(table))
     if kept:
         shard = build_shard(_samples(profile, table, judged.images, kept))
-        output.write(f"shards/{short}.tar", shard.buffers)
+        output.write(f"shards/{short}.tar", shard.buffers, durable=True)
         files["shard"] = {"path": f"shards/{short}.tar", "bytes": shard.size, "sha256": shard.sha256}
         files["index"] = _write(output, f"shards/{short}.tar.idx", encode_index(shard.offsets))
     files["samples"] = _write(output, f"samples/{short}.parquet", _review(table, judged.images, reasons))
@@ -64,12 +65,14 @@ def commit(profile: Profile, prints: Fingerprints, judged: Judged, output: Stora
         "files": files,
         "seconds": {step: round(value, 6) for step, value in judged.seconds.items()},
     }
-    output.write(f"units/{short}.json", json.dumps(manifest, ensure_ascii=False).encode())
+    # Numbers that no other file repeats (histograms, seconds) are guarded by the manifest's own hash.
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, ensure_ascii=False).encode()).hexdigest()
+    output.write(f"units/{short}.json", json.dumps(manifest, ensure_ascii=False).encode(), durable=True)
     return manifest
 
 
 def _write(output: Storage, path: str, data: bytes | pa.Buffer) -> dict[str, Any]:
-    output.write(path, data)
+    output.write(path, data, durable=True)
     return {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -176,6 +179,25 @@ def _histograms(
 def _bin(values: np.ndarray[Any, np.dtype[np.float64]], low: float, high: float) -> list[int]:
     counts, _ = np.histogram(np.clip(values, low, np.nextafter(high, low)), bins=BINS, range=(low, high))
     return [int(number) for number in counts]
+
+
+# Every file that a commit, or its failure, leaves: <unit's short id> and an ending.
+_FILES = re.compile(r"(?:ledger|shards|samples|failed)/([0-9a-f]{12})(?:\.parquet|\.tar|\.tar\.idx|\.json)\Z")
+
+
+def remove_others(output: Storage, units: set[str]) -> int:
+    """Deletes the files of all units but these (short ids), and gives how many units they were of.
+
+    Such a file belongs to a unit that has left the input: its manifest has gone before, or it was never committed.
+    """
+    found: set[str] = set()
+    for folder in ("ledger", "shards", "samples", "failed"):
+        for entry in output.list(folder):
+            match = _FILES.match(entry.path)
+            if match and match[1] not in units:
+                output.delete(entry.path)
+                found.add(match[1])
+    return len(found)
 
 
 def record_failure(output: Storage, unit: Unit, error: str) -> None:

@@ -19,6 +19,7 @@ from curation import ledger
 from curation.profile import Profile, Settings
 from curation.yaml_lines import Key, Lines, YamlProblem, read_yaml
 from filters.base import MAPPERS, Filter, Mapper, UnknownRule, load_filter, load_mapper
+from shards.globs import is_pattern
 
 Model = TypeVar("Model", bound=BaseModel)
 # Reasons that are no filter's name.
@@ -160,6 +161,8 @@ class _Checker:
         raw = self.override(json.loads(json.dumps(raw, default=str)), overrides)
         rest = {key: value for key, value in raw.items() if key not in ("mappers", "filters")}
         settings = self.model(Settings, rest, (), extra_known=("mappers", "filters"))
+        if settings is not None and settings.download is not None:
+            self.download(settings)
         mappers = tuple(self.mappers(raw.get("mappers", ["html", "patterns"])))
         filters = dict(self.filters(raw.get("filters")))
         if self.problems or settings is None:
@@ -168,6 +171,14 @@ class _Checker:
         ordered = dict(sorted(filters.items(), key=lambda item: "pixels" in item[1].needs))
         given = {key: getattr(settings, key) for key in settings.model_fields_set}
         return Profile(name=self.name, mappers=mappers, filters=ordered, **given)
+
+    def download(self, settings: Settings) -> None:
+        """A download fills the profile's input, so that must be a folder of what a download writes."""
+        kind, path = settings.input.format, settings.input.path
+        if kind != "img2dataset":
+            self.say(("input", "format"), f"must be img2dataset, which is what `download` writes, not {kind}")
+        if is_pattern(path) or path.rstrip("/").endswith(".tar"):
+            self.say(("input", "path"), f"must be a plain folder: `download` writes its tars there, not {path!r}")
 
     def override(self, raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         for text in overrides:

@@ -19,18 +19,17 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from curation import ledger
+from curation import attempts, ledger
 from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
-from curation.resources import Shares, fit, shortage
+from curation.resources import COMMIT_CPUS, Node, Shares, fit, shortage
+from curation.termination import handler_kept
 from curation.unit import Judged, describe, drop_images, judge, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
 from shards.storage import Storage
 
-# A unit whose worker died this often is given up.
-MAX_ATTEMPTS = 3
 # Nothing at all happened for so long: a model may be loading over a slow network, more is a hang (Ray's default).
 NO_PROGRESS_S = 1800
 # Actors that die in their constructor one after another before the job gives up; Ray's default is the first.
@@ -63,8 +62,8 @@ class Outcome:
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
-    """Connects to `address` or RAY_ADDRESS, else starts Ray on this machine and stops it afterwards; gives resources.
+def cluster(address: str | None) -> Iterator[list[Node]]:
+    """Connects to `address` or RAY_ADDRESS, else starts Ray on this machine and stops it afterwards; gives its nodes.
 
     A Ray that this process is already connected to is used and left running.
     """
@@ -76,24 +75,32 @@ def cluster(address: str | None) -> Iterator[Mapping[str, float]]:
     import ray
 
     if ray.is_initialized():
-        yield ray.cluster_resources()
+        yield _nodes()
         return
     _must_answer(address)
     with _core_log():
         try:
             options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+            with handler_kept():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
         try:
-            yield ray.cluster_resources()
+            yield _nodes()
         finally:
             ray.shutdown()
 
 
-def must_fit(profile: Profile, resources: Mapping[str, float], address: str | None) -> str | None:
+def _nodes() -> list[Node]:
+    """What each living node has, by Ray's names of resources."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def must_fit(profile: Profile, nodes: Sequence[Node], address: str | None) -> str | None:
     """Raises `JobError` where this machine's Ray can never run the job; a cluster may grow, so there it is a notice."""
-    lacking = shortage(profile, resources)
+    lacking = shortage(profile, nodes)
     if lacking and not (address or os.environ.get("RAY_ADDRESS")):
         raise JobError(lacking)
     return lacking and f"waiting for the cluster to grow: {lacking}"
@@ -148,7 +155,7 @@ class RayGaveUp(JobError):
 def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     """Runs units, at most a wave of them (Ray's driver spends about 2 ms a block), and yields each one's end."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -158,28 +165,32 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     context.max_consecutive_actor_init_deaths = ACTOR_DEATHS
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told once, by us
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    shares = fit(job.profile, ray.cluster_resources())
+    shares = fit(job.profile, _nodes(), max(unit.size for unit in units))
+    if shares.blocks:
+        # Else units pile up before slow actors until half of the object store is full of them.
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=shares.blocks)
+    reading: dict[str, Any] = {"num_cpus": shares.read_cpus, "memory": shares.read_memory, **whole}
     with DataContext.current(context):
         rows = [{"unit": unit.to_json()} for unit in units]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         if not job.profile.pixel:
-            data = data.map_batches(read_and_commit, fn_args=(job,), num_cpus=shares.read_cpus, **whole)
+            data = data.map_batches(read_and_commit, fn_args=(job,), **reading)
         else:
             # Ray would run readers inside the actors where both ask for the same: an explicit `max_retries` (its own
             # default) keeps them two operators, so that all other CPUs read.
-            data = data.map_batches_internal(read, fn_args=(job,), num_cpus=shares.read_cpus, max_retries=-1, **whole)
-            low, high = job.profile.resources.clip.actors
+            data = data.map_batches_internal(read, fn_args=(job,), max_retries=-1, **reading)
+            low, high = shares.actors
             # map_batches refuses batch_size=None beside a GPU; a unit has to stay whole, and batches are the actor's.
             data = data.map_batches_internal(
                 PixelActor,
                 fn_constructor_args=(job, shares),
-                compute=ActorPoolStrategy(min_size=low, max_size=high),
+                compute=ActorPoolStrategy(min_size=low, max_size=high, initial_size=shares.start),
                 num_cpus=shares.actor_cpus,
                 num_gpus=shares.actor_gpus or None,
+                memory=shares.actor_memory,
                 **whole,
             )
-            # Committing mostly waits for disks: a quarter of a CPU lets it slip in beside the readers.
-            data = data.map_batches(finish, fn_args=(job,), num_cpus=0.25, **whole)
+            data = data.map_batches(finish, fn_args=(job,), num_cpus=COMMIT_CPUS, **whole)
         try:
             for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for text in block.column("outcome").to_pylist():
@@ -222,8 +233,7 @@ class PixelActor:
         self.worker = Worker.of(job)
         self.job = job
         self.error: str | None = None
-        threads = max(1, int(shares.actor_cpus))
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = str(shares.threads)
         try:
             self.scorers: dict[str, Scorer] = {
                 label: rule.setup("cuda" if shares.actor_gpus else "cpu", job.profile.resources.clip.batch_size)
@@ -232,7 +242,7 @@ class PixelActor:
         except Exception as error:  # noqa: BLE001  told with the first unit: Ray would retry the constructor in silence
             self.error = str(error) if isinstance(error, RuleError) else f"a model cannot be loaded: {describe(error)}"
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
+            sys.modules["torch"].set_num_threads(shares.threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         state = state_of(block)
@@ -284,17 +294,15 @@ class Worker:
         return judge(self.job.profile, self.input, unit, self._scorers)
 
     def attempt(self, unit: Unit, step: str, work: Callable[[], Result]) -> Result | Outcome:
-        """Runs `work` behind an attempt marker: a unit that killed its worker `MAX_ATTEMPTS` times is given up."""
+        """Runs `work` behind an attempt marker: a unit that kills every worker is given up."""
+        name = f"{unit.short}.{step}"
         try:
-            markers = [f"attempts/{unit.short}.{step}.{number}" for number in range(1, MAX_ATTEMPTS + 1)]
-            before = next((number for number, marker in enumerate(markers) if not self.output.exists(marker)), None)
-            if before is None:
-                return self.fail(unit, f"its worker died {MAX_ATTEMPTS} times in the {step} step; see Ray's logs")
-            self.output.write(markers[before], b"")
+            number = attempts.begin(self.output, name, _node(), _living_nodes)
             result = work()
-            for marker in markers[: before + 1]:
-                self.output.delete(marker)
+            attempts.end(self.output, name, number)
             return result
+        except attempts.GivenUp as error:
+            return self.fail(unit, f"{error} in the {step} step; see Ray's logs")
         except Exception as error:  # noqa: BLE001  the unit fails with its reason, the others go on
             return self.fail(unit, _in_words(error))
 
@@ -314,6 +322,18 @@ class Worker:
         except OSError as second:  # the disk is full, say: the driver tells both
             error = f"{error}; and not recorded under failed/: {second}"
         return Outcome(unit.unit_id, error=error)
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _living_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _in_words(error: Exception) -> str:

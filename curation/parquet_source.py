@@ -47,11 +47,20 @@ def read_parquet(profile: Profile, storage: Storage, unit: Unit) -> Raw:
 
 
 def read_table(
-    storage: Storage, path: str, start: int | None = None, stop: int | None = None, columns: list[str] | None = None
+    storage: Storage,
+    path: str,
+    start: int | None = None,
+    stop: int | None = None,
+    columns: list[str] | None = None,
+    buffer: int | None = None,
 ) -> pa.Table:
-    """Rows [start, stop) of a Parquet file; a range reads the row groups that hold it piece by piece."""
+    """Rows [start, stop) of a Parquet file; a range reads the row groups that hold it piece by piece.
+
+    buffer: bytes of a column that are read at once, for row groups of any size; None: a row group's whole columns.
+    """
+    streamed: dict[str, Any] = {} if buffer is None else {"pre_buffer": False, "buffer_size": buffer}
     try:
-        with storage.open_input(path) as source, pq.ParquetFile(source) as file:
+        with storage.open_input(path) as source, pq.ParquetFile(source, **streamed) as file:
             if start is None or stop is None:
                 return _plain(file.read(columns))
             first, groups = 0, list[int]()
@@ -66,7 +75,8 @@ def read_table(
             for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
                 piece = batch.slice(min(skip, len(batch)), wanted)
                 skip, wanted = skip - min(skip, len(batch)), wanted - len(piece)
-                kept.append(piece)
+                if len(piece) or not kept:  # an empty slice would hold its whole batch in memory; one tells the columns
+                    kept.append(piece)
                 if wanted <= 0:
                     break
             return _plain(pa.Table.from_batches(kept))
@@ -81,8 +91,8 @@ def records(table: pa.Table, path: str, warnings: list[str]) -> list[dict[str, A
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
             columns.append(column.to_pylist())
-        except (OverflowError, ValueError, pa.ArrowException) as error:
-            warnings.append(f"{path}: column {name!r} cannot be read as it is ({str(error).splitlines()[0]})")
+        except (OverflowError, ValueError, KeyError, pa.ArrowException) as error:  # KeyError: an unknown time zone
+            warnings.append(f"{path}: column {name!r} cannot be read as it is ({_line(error)})")
             try:
                 columns.append(column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64()).to_pylist())
             except (pa.ArrowException, ValueError):
@@ -90,6 +100,10 @@ def records(table: pa.Table, path: str, warnings: list[str]) -> list[dict[str, A
     if not columns:
         return [{} for _ in range(len(table))]
     return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _plain(table: pa.Table) -> pa.Table:

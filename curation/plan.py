@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curation import manifests
-from curation.profile import Fingerprints, Profile
+from curation.estimate import estimate_lines, resource_lines, this_machine
+from curation.profile import Fingerprints, Profile, digest
+from curation.resources import Node
+from curation.submitted import lost_input, lost_output
 from curation.unit import describe
 from curation.units import Unit, plan_units
 from filters.base import RuleError
@@ -24,7 +27,8 @@ class RunError(Exception):
 class Plan:
     """What a run would do. `units`: all of the input, in its order; `done`: ids of those already committed.
 
-    `first`: how many of them, from the first on, this run is limited to.
+    `first`: how many of them, from the first on, this run is limited to. `gone`: committed units that are no longer in
+    the input. `other_input`: the folder was last used with another list of units, whose files may lie there.
     """
 
     profile: Profile
@@ -35,18 +39,24 @@ class Plan:
     done: set[str] = field(default_factory=set)
     first: int | None = None
     notes: list[str] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    other_input: bool = False
 
     @property
     def pending(self) -> list[Unit]:
         return [unit for unit in self.units[: self.first] if unit.unit_id not in self.done]
 
 
-def make_plan(profile: Profile, limit: int | None = None) -> Plan:
+def make_plan(profile: Profile, limit: int | None = None, replace: bool = False) -> Plan:
     """Lists the input, cuts it into units and compares with what the output holds; writes nothing.
 
-    limit: whole units from the first on, until they hold this many samples. Raises `StorageError`, `RunError` and
-    `filters.base.RuleError`, each of one line.
+    limit: whole units from the first on, until they hold this many samples. replace: committed units that are no longer
+    in the input are in `Plan.gone` instead of an error. Raises `StorageError`, `RunError` and `filters.base.RuleError`,
+    each of one line.
     """
+    lost = lost_input("input.path", profile.input.path) or lost_output("output.path", profile.output.path)
+    if lost:
+        raise RunError(lost)
     for label, rule in profile.rules():
         asked(label, rule.check)
     prints = profile.fingerprints()
@@ -55,21 +65,32 @@ def make_plan(profile: Profile, limit: int | None = None) -> Plan:
     if doubles:
         raise RunError(f"{profile.input.path}: two units would be called {doubles[0]}: read the inputs as two profiles")
     output = Storage.open(profile.run_folder)
+    output.must_answer()
     if f"{output.uri.rstrip('/')}/".startswith(f"{storage.uri.rstrip('/')}/"):
         raise RunError(
             f"{output.uri}: lies inside the input {storage.uri}, and would be read as input by the next run: "
             "set another output.path"
         )
-    notes = _refuse_other_run(profile, prints, storage, output)
+    before = own(output, prints)
+    notes = []
+    if before and before["input"]["uri"] != storage.uri:
+        notes = [f"{output.uri} was begun from {before['input']['uri']}: units are told apart by path and size alone"]
     committed = manifests.committed(output)
     done = {unit_id for unit_id, decision in committed.items() if decision == prints.decision}
-    strange = done - {unit.unit_id for unit in units}
-    if strange:
+    gone = committed.keys() - {unit.unit_id for unit in units}
+    if gone and not replace:
         raise RunError(
-            f"{output.uri}: {len(strange)} of its {len(done)} committed units are no longer in {profile.input.path}: "
-            "the input changed; set another output.path, or bring the input back"
+            f"{output.uri}: {len(gone)} of its {len(committed)} committed units are no longer in {profile.input.path}: "
+            "the input changed; run with --replace to remove what came of them, set another output.path, or bring the "
+            "input back"
         )
-    return Plan(profile, prints, storage, output, units, done, _limit(units, limit), notes)
+    other = before is not None and before["input"].get("sha256") != input_print(units)
+    return Plan(profile, prints, storage, output, units, done - gone, _limit(units, limit), notes, gone, other)
+
+
+def input_print(units: list[Unit]) -> str:
+    """Names a list of units: what run.json remembers of the input."""
+    return digest([unit.unit_id for unit in units])
 
 
 def asked(label: str, question: Callable[[], Any]) -> None:
@@ -93,12 +114,15 @@ def _limit(units: list[Unit], limit: int | None) -> int | None:
     return None
 
 
-def _refuse_other_run(profile: Profile, prints: Fingerprints, storage: Storage, output: Storage) -> list[str]:
-    """A folder holds one configuration; the message says what differs. Gives back what is only worth a notice."""
+def own(output: Storage, prints: Fingerprints) -> dict[str, Any] | None:
+    """The folder's run.json; None where no run was here.
+
+    A folder holds one configuration: `RunError` tells what differs.
+    """
     if not output.exists("run.json"):
         if output.list("units") or output.list("ledger"):
             raise RunError(f"{output.uri}: holds units but no run.json: set another output.path, or delete the folder")
-        return []
+        return None
     before = read_run(output)
     same = before["decision_fp"] == prints.decision
     told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
@@ -108,9 +132,7 @@ def _refuse_other_run(profile: Profile, prints: Fingerprints, storage: Storage, 
             f"{output.uri}: holds a run of another configuration ({changes or 'order of the filters'}): "
             "set another output.path, or delete the folder"
         )
-    if before["input"]["uri"] != storage.uri:
-        return [f"{output.uri} was begun from {before['input']['uri']}: units are told apart by path and size alone"]
-    return []
+    return before
 
 
 def read_run(output: Storage) -> dict[str, Any]:
@@ -155,8 +177,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """The plan for people: input, units, filters in the order of execution, resources, output."""
+def plan_lines(
+    plan: Plan,
+    nodes: Sequence[Node] | None = None,
+    pairs: float | None = None,
+    rates: Mapping[str, float] | None = None,
+) -> list[str]:
+    """The plan for people: input, units, filters in the order of execution, resources, output.
+
+    nodes: the cluster to reckon with; None: this machine. pairs: adds an estimate for so many. rates: what is known
+    better than measured (`estimate.parse_rate`).
+    """
     profile, units = plan.profile, plan.units
     counts = [unit.samples for unit in units]
     samples = f"about {sum(count or 0 for count in counts):,} samples" if any(counts) else "samples unknown"
@@ -179,14 +210,11 @@ def plan_lines(plan: Plan) -> list[str]:
         ]
         title = "filters" if index == 0 else ""
         lines.append(f"{title:<10} {index + 1}. {label} ({where}): {', '.join(settings)}")
-    read, clip = profile.resources.read, profile.resources.clip
-    lines.append(f"resources  read tasks: {read.num_cpus or 1:g} CPUs each")
-    if profile.pixel:
-        gpus = "a GPU each where the cluster has any" if clip.num_gpus is None else f"{clip.num_gpus:g} GPUs each"
-        pool = (
-            f"{clip.actors[0]} to {clip.actors[1]}, {clip.num_cpus or 1:g} CPUs, {gpus}, batches of {clip.batch_size}"
-        )
-        lines.append(f"           actors: {pool}")
+    unit_bytes = max((unit.size for unit in units), default=None)
+    nodes = nodes or this_machine()
+    lines += _titled("resources", resource_lines(profile, nodes, unit_bytes))
+    if pairs is not None:
+        lines += _titled("estimate", estimate_lines(profile, nodes, pairs, rates or {}, _reached(plan), unit_bytes))
     lines.append(f"output     {plan.output.uri}")
     lines.append(f"decision   {plan.prints.decision[:16]} (scores {plan.prints.score[:16]})")
     lines += [f"note       {note}" for note in plan.notes]
@@ -197,3 +225,16 @@ def plan_lines(plan: Plan) -> list[str]:
     if len(units) > 5:
         lines.append(f"           ... and {len(units) - 5:,} more")
     return lines
+
+
+def _titled(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"{title if index == 0 else '':<10} {line}" for index, line in enumerate(lines)]
+
+
+def _reached(plan: Plan) -> tuple[int, int] | None:
+    """How many pairs the first pixel filter scored of those seen, in the units committed so far."""
+    first = next(iter(plan.profile.pixel), None)
+    if first is None or not plan.done:
+        return None
+    totals = manifests.sum_up(plan.output, plan.prints.decision, plan.done).totals
+    return totals.scored.get(first, 0), totals.seen

@@ -15,6 +15,11 @@ from filters.header import DEFAULT_MAX_PIXELS
 # Raised whenever the meaning of a score outside the filters changes: it is part of every score fingerprint.
 SCORING_VERSION = "1"
 
+# What a URL list can be: the entries of `curation.fetch.adapters.ADAPTERS`.
+ListSource = Literal[
+    "laion", "laion_coco", "coyo", "datacomp", "cc3m", "cc12m", "sbu", "wukong", "grit", "table"
+]  # fmt: skip
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,24 +58,29 @@ class UnitLimits(_Section):
 
 
 class ClipResources(_Section):
-    """The actor pool that scores pixels. None: one CPU an actor, one GPU where the cluster has any."""
+    """The actor pool that scores pixels: CPUs, GPUs and heap memory (bytes) of an actor, the smallest and largest pool.
+
+    None: what curation.resources makes of the cluster, one actor a GPU or, without any, on most of the CPUs.
+    """
 
     num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
     num_gpus: float | None = Field(None, ge=0, allow_inf_nan=False, strict=True)
-    actors: tuple[Annotated[int, Field(ge=1, strict=True)], Annotated[int, Field(ge=1, strict=True)]] = (1, 1)
+    memory: int | None = Field(None, ge=1, strict=True)
+    actors: tuple[Annotated[int, Field(ge=1, strict=True)], Annotated[int, Field(ge=1, strict=True)]] | None = None
     batch_size: int = Field(64, ge=1, strict=True)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.actors[0] > self.actors[1]:
+        if self.actors is not None and self.actors[0] > self.actors[1]:
             raise ValueError(f"actors: the minimum {self.actors[0]} is above the maximum {self.actors[1]}")
         return self
 
 
 class ReadResources(_Section):
-    """The tasks that read, clean and decide. None: one CPU each."""
+    """The tasks that read, clean and decide: CPUs and heap memory (bytes) of one. None: one CPU, two units' bytes."""
 
     num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
+    memory: int | None = Field(None, ge=1, strict=True)
 
 
 class Resources(_Section):
@@ -78,10 +88,55 @@ class Resources(_Section):
     clip: ClipResources = ClipResources()
 
 
+class Resize(_Section):
+    """What img2dataset makes of an image that is to be smaller; without it the source's bytes are kept.
+
+    size: pixels of the shorter side (`keep_ratio`), of the longer one (`keep_ratio_largest`), of both (`center_crop`,
+    `border`). quality: of the JPEG that is written.
+    """
+
+    mode: Literal["keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+    size: int = Field(ge=1, strict=True)
+    only_if_bigger: bool = Field(True, strict=True)
+    quality: int = Field(92, ge=1, le=100, strict=True)
+
+
+class Download(_Section):
+    """Where a profile's URL lists are, and how their images are fetched into the folder that is its input.
+
+    Neither scores nor decisions depend on it: they depend on what arrived.
+    """
+
+    # A file, a folder, a glob or a brace range, local or on an object store; its files have the layout of `source`.
+    urls: str = Field(min_length=1)
+    source: ListSource
+    # Rows of a list that become one tar.
+    samples_per_shard: int = Field(10_000, ge=1, strict=True)
+    # None: the CPUs of the machine.
+    processes: int | None = Field(None, ge=1, strict=True)
+    # Downloads at once, in each process.
+    threads: int = Field(64, ge=1, strict=True)
+    # Seconds until a connection stands, and between two pieces of an answer.
+    timeout_s: float = Field(10.0, gt=0, allow_inf_nan=False, strict=True)
+    # Seconds and bytes that one image may take altogether, redirects included.
+    max_seconds: float = Field(30.0, gt=0, allow_inf_nan=False, strict=True)
+    max_bytes: int = Field(32 * 2**20, ge=1, strict=True)
+    # Further tries of a failed image within the same call.
+    retries: int = Field(0, ge=0, strict=True)
+    resize: Resize | None = None
+    # Whether an image whose answer says noai, noindex and the like (X-Robots-Tag) is left where it is.
+    opt_out: bool = Field(True, strict=True)
+    # The name under which X-Robots-Tag may address this crawler; it also stands in the User-Agent header.
+    user_agent_token: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$")
+    # Loopback, private and link-local addresses too: for tests against a server of one's own, never for the web.
+    allow_private_hosts: bool = Field(False, strict=True)
+
+
 class Settings(_Section):
     """A profile without its mappers and filters."""
 
     input: Input
+    download: Download | None = None
     columns: Columns = Columns()
     languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     readable: Literal["header", "trailer", "decode"] = "trailer"

@@ -14,15 +14,16 @@ LINE_EVERY = 10.0
 
 
 class Progress:
-    """Counts units; shows samples, retention and failures beside them."""
+    """Counts units; shows samples, retention and failures beside them. `unit`, `kept`: what they are called."""
 
-    def __init__(self, units: int, what: str) -> None:
+    def __init__(self, units: int, what: str, unit: str = "unit", kept: str = "kept") -> None:
         self.total = units
         self.what = what
+        self.names = (unit, kept)
         self.units = self.samples = self.seen = self.kept = self.failed = self._told = 0
         self._started = self._last = time.monotonic()
         self._bar = (
-            tqdm(total=units, desc=what, unit="unit", dynamic_ncols=True, leave=True) if sys.stderr.isatty() else None
+            tqdm(total=units, desc=what, unit=unit, dynamic_ncols=True, leave=True) if sys.stderr.isatty() else None
         )
 
     def __enter__(self) -> Self:
@@ -52,12 +53,12 @@ class Progress:
             self._line()
 
     def _state(self) -> str:
-        kept = f", kept {self.kept / self.seen:.1%}" if self.seen else ""
-        failed = f", {self.failed} units failed" if self.failed else ""
+        kept = f", {self.names[1]} {self.kept / self.seen:.1%}" if self.seen else ""
+        failed = f", {self.failed} {self.names[0]}s failed" if self.failed else ""
         return f"{self.samples:,} samples{kept}{failed}"
 
     def _line(self) -> None:
         self._last, self._told = time.monotonic(), self.units
-        seconds = self._last - self._started
-        sys.stderr.write(f"{self.what}: {self.units:,}/{self.total:,} units, {self._state()}, {seconds:.0f} s\n")
+        done = f"{self.units:,}/{self.total:,} {self.names[0]}s"
+        sys.stderr.write(f"{self.what}: {done}, {self._state()}, {self._last - self._started:.0f} s\n")
         sys.stderr.flush()

@@ -1,44 +1,169 @@
-"""What a job's tasks and actors ask of a cluster, and whether it can ever give that."""
+"""What a job's tasks and actors ask of a cluster, and whether it can ever give that.
+
+The one decision: whatever a profile leaves open is derived from the nodes there are, so that the CLIP stage is fed and
+no wish is larger than a node. It decides speed alone; bytes never depend on it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from curation.profile import Profile
 
+# Of a machine's CPUs, those that stay free for readers beside CLIP actors. Reading and judging a pair costs 0.2 to
+# 0.4 ms of a CPU, scoring a survivor 4 ms or more with the smallest CLIP there is (curation/rates.yaml): an eighth
+# feeds the rest.
+READERS_SHARE = 1 / 8
+# A GPU's actor decodes with its CPUs, about 250 images/s each; more than 2,500/s no published CLIP takes on one GPU.
+MOST_ACTOR_CPUS = 10
+# Committing mostly waits for disks: a quarter of a CPU lets it slip in beside the readers.
+COMMIT_CPUS = 0.25
+# Heap of a worker process before it holds a unit: the interpreter, Arrow and filters; with torch and a model of 400
+# million parameters in fp32.
+READER_BYTES = 512 * 2**20
+ACTOR_BYTES = 3 * 2**30
+# A unit's survivors are copied twice on their way (into Arrow, and into a block).
+COPIES = 2
+# Smaller units need no limit on how many wait.
+SMALL_UNIT = 64 * 2**20
+
+# What Ray calls the resources of a node: CPU, GPU, memory (bytes), object_store_memory (bytes).
+Node = Mapping[str, float]
+
 
 @dataclass(frozen=True)
 class Shares:
-    """Logical CPUs of a reading task, CPUs and GPUs of an actor."""
+    """Logical CPUs, GPUs and bytes of heap memory of the tasks and actors; None: Ray is told of no memory.
+
+    actors: the smallest and the largest pool; start: how many are begun with; full: how many of them find room.
+    reads: reading tasks at once beside a full pool. blocks: bytes of units that may wait between the stages; None:
+    Ray's own limit, half of the object store.
+    """
 
     read_cpus: float
     actor_cpus: float
     actor_gpus: float
+    read_memory: float | None = None
+    actor_memory: float | None = None
+    actors: tuple[int, int] = (1, 1)
+    start: int = 1
+    full: int = 1
+    reads: int = 1
+    blocks: float | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of an actor, for decoding and for its model on a CPU."""
+        return max(1, int(self.actor_cpus))
 
 
-def fit(profile: Profile, resources: Mapping[str, float]) -> Shares:
-    """The profile's wishes, or defaults that fit the cluster: 1 CPU each, halves of a single one, one GPU if any."""
+def fit(profile: Profile, cluster: Node | Sequence[Node], unit_bytes: int | None = None) -> Shares:
+    """The profile's wishes, and for the rest what fits the machine, or the nodes of a cluster.
+
+    unit_bytes: the largest unit; None: the profile's limit.
+    """
+    nodes = _nodes(cluster)
+    unit = min(unit_bytes or profile.units.max_bytes, profile.units.max_bytes)
     read, clip = profile.resources.read, profile.resources.clip
-    cpus = resources.get("CPU", 1.0)
-    usual = 1.0 if cpus >= 2 else cpus / 2
-    gpus = clip.num_gpus if clip.num_gpus is not None else float(resources.get("GPU", 0) >= 1)
-    return Shares(read.num_cpus or usual, clip.num_cpus or usual, gpus)
-
-
-def shortage(profile: Profile, resources: Mapping[str, float]) -> str | None:
-    """What the cluster lacks to run at all, with what to lower; without it Ray would wait in silence."""
-    shares, low = fit(profile, resources), profile.resources.clip.actors[0]
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    usual = 1.0 if largest >= 2 or not largest else largest / 2
+    read_cpus = read.num_cpus or usual
+    # A default never asks for more than the smallest machine has: a quarter of it for a reader, half for an actor.
+    memories = [node["memory"] for node in nodes if node.get("memory") and node.get("CPU")]
+    memory = min(memories) if memories else None
+    read_memory = read.memory or (memory and min(READER_BYTES + COPIES * unit, memory / 4))
     if not profile.pixel:
-        if shares.read_cpus > cpus:
-            return f"a reader wants {shares.read_cpus:g} CPUs, there are {cpus:g}: lower resources.read.num_cpus"
-        return None
-    if low * shares.actor_gpus > gpus:
+        return Shares(read_cpus, usual, 0.0, read_memory, None, reads=_at_once(nodes, read_cpus, read_memory, 0.0, 0.0))
+    gpus = clip.num_gpus if clip.num_gpus is not None else float(any(node.get("GPU", 0) >= 1 for node in nodes))
+    slots = [int(node.get("GPU", 0.0) // gpus) for node in nodes] if gpus else [1] * len(nodes)
+    part = min(1 / 2, 3 / 4 / max([*slots, 1]))
+    actor_memory = clip.memory or (memory and min(ACTOR_BYTES + COPIES * unit, memory * part))
+    # Where there is memory for so many actors beside a reader; no Ray tells of memory: for any number.
+    rooms = [
+        int((node["memory"] - (read_memory or 0.0)) // actor_memory) if actor_memory and node.get("memory") else 10**9
+        for node in nodes
+    ]
+    spare = [_spare(node.get("CPU", 0.0), read_cpus) for node in nodes]
+    if gpus:
+        each = min((cpus / count for cpus, count in zip(spare, slots, strict=True) if count), default=0.0)
+        actor_cpus = clip.num_cpus or _round(min(each, MOST_ACTOR_CPUS)) or usual
+    else:
+        # One CPU an actor wastes least; more where memory forces CPUs to share a model.
+        each = max((-(-int(cpus) // max(room, 1)) for cpus, room in zip(spare, rooms, strict=True)), default=1)
+        actor_cpus = clip.num_cpus or _round(min(max(each, 1), max(spare, default=0.0))) or usual
+        slots = [int(cpus // actor_cpus) for cpus in spare]
+    most = max(sum(map(min, slots, rooms)), 1)
+    low, high = clip.actors or (1, most)
+    start = high if clip.actors is None else low
+    full = max(low, min(high, most))
+    reads = _at_once(nodes, read_cpus, read_memory, full * actor_cpus, full * (actor_memory or 0.0))
+    # Every actor has one unit at work, one waiting and one behind it, and every reader makes one.
+    blocks = float(max(unit, SMALL_UNIT) * (3 * high + reads))
+    return Shares(read_cpus, actor_cpus, gpus, read_memory, actor_memory, (low, high), start, full, reads, blocks)
+
+
+def _nodes(cluster: Node | Sequence[Node]) -> list[Node]:
+    return [cluster] if isinstance(cluster, Mapping) else list(cluster)
+
+
+def _spare(cpus: float, read_cpus: float) -> float:
+    """CPUs of a node for actors: all but the readers', and never less than half."""
+    return cpus - min(max(read_cpus, cpus * READERS_SHARE), cpus / 2)
+
+
+def _round(cpus: float) -> float:
+    """Whole CPUs, or hundredths where there is less than one."""
+    return float(int(cpus)) if cpus >= 1 else int(cpus * 100) / 100
+
+
+def _at_once(nodes: Sequence[Node], cpus: float, memory: float | None, used_cpus: float, used_memory: float) -> int:
+    """Readers that run side by side beside what is used; at least one."""
+    all_cpus, all_memory = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "memory"))
+    by_cpus = int((all_cpus - used_cpus) // cpus)
+    by_memory = int((all_memory - used_memory) // memory) if memory and all_memory else by_cpus
+    return max(1, min(by_cpus, by_memory))
+
+
+def shortage(profile: Profile, cluster: Node | Sequence[Node]) -> str | None:
+    """What the cluster lacks to run at all, with what to lower; without it Ray would wait in silence."""
+    nodes, shares = _nodes(cluster), fit(profile, cluster)
+    cpus, gpus, memory = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory"))
+    low = shares.actors[0]
+    if profile.pixel and low * shares.actor_gpus > gpus:
         return f"{low} actors want {shares.actor_gpus:g} GPUs each, there are {gpus:g}: lower resources.clip.num_gpus"
-    if low * shares.actor_cpus + shares.read_cpus > cpus:
+    if not profile.pixel and shares.read_cpus > cpus:
+        return f"a reader wants {shares.read_cpus:g} CPUs, there are {cpus:g}: lower resources.read.num_cpus"
+    if profile.pixel and low * shares.actor_cpus + shares.read_cpus > cpus:
         return (
             f"{low} actors with {shares.actor_cpus:g} CPUs each and a reader with {shares.read_cpus:g} want more than "
             f"the {cpus:g} CPUs there are: lower resources.clip.actors, .clip.num_cpus or .read.num_cpus"
         )
+    actors = low * (shares.actor_memory or 0.0) if profile.pixel else 0.0
+    if memory and actors + (shares.read_memory or 0.0) > memory:
+        what = f"{low} actors and a reader want" if profile.pixel else "a reader wants"
+        return (
+            f"{what} {size(actors + (shares.read_memory or 0.0))} of memory, Ray has {size(memory)}: "
+            f"lower resources.read.memory{' or .clip.memory' if profile.pixel else ''}"
+        )
+    wishes = [("reader", "read", shares.read_cpus, 0.0, shares.read_memory or 0.0)]
+    if profile.pixel:
+        wishes.append(("actor", "clip", shares.actor_cpus, shares.actor_gpus, shares.actor_memory or 0.0))
+    for what, section, one_cpus, one_gpus, one_memory in wishes:
+        if not any(
+            node.get("CPU", 0.0) >= one_cpus
+            and node.get("GPU", 0.0) >= one_gpus
+            and node.get("memory", one_memory) >= one_memory
+            for node in nodes
+        ):
+            gpu = f", {one_gpus:g} GPUs" if one_gpus else ""
+            return (
+                f"no node of {len(nodes)} has the {one_cpus:g} CPUs{gpu} and {size(one_memory)} that one {what} "
+                f"wants: lower resources.{section}"
+            )
     return None
+
+
+def size(amount: float) -> str:
+    """Bytes for people."""
+    return f"{amount / 2**30:,.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.0f} MiB"

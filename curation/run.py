@@ -7,21 +7,26 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from curation import manifests, stats
+from curation import attempts, lease, manifests, stats
+from curation.commit import remove_others
 from curation.job import Job, JobError, Outcome, cluster, must_fit, run_wave
-from curation.plan import Plan, RunError, asked, make_plan, read_run
-from curation.profile import Profile, digest
+from curation.plan import Plan, RunError, asked, input_print, make_plan, own, read_run
+from curation.profile import Profile
 from curation.progress import Progress
 from curation.units import Unit
-from shards.manifest import NAME, DatasetManifest, ShardEntry, read_manifest, write_manifest
+from shards.manifest import LIST_NAME, NAME, DatasetManifest, read_manifest, write_manifest
 from shards.storage import Storage
 
 # Units per Ray Data execution: its driver spends about 2 ms a block on planning.
 WAVE = 2_000
+# A temporary file that has not grown for so long was left by a dead run, seconds. Nobody else holds the lease, so this
+# need not be long; workers of a driver that was just killed live on for a while, so at the start it is a minute.
+DEAD_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,56 +39,117 @@ class Result:
     seconds: float
 
 
-def run(profile: Profile, limit: int | None = None, address: str | None = None) -> Result:
+def run(
+    profile: Profile,
+    limit: int | None = None,
+    address: str | None = None,
+    *,
+    replace: bool = False,
+    max_failed_units: int | None = None,
+) -> Result:
     """Runs what is left of a profile. Raises `RunError`, `JobError`, `StorageError`, `RuleError` with one line each.
 
-    A unit that fails is in `Result.failed` and under `failed/`; the others are committed.
+    A unit that fails is in `Result.failed` and under `failed/`; the others are committed. replace: units that have left
+    the input are removed from the output first. max_failed_units: `JobError` once more of them failed; None: no limit.
     """
     started = time.time()
-    plan = make_plan(profile, limit)
+    plan = make_plan(profile, limit, replace)
     for label, rule in profile.cheap.items():
         asked(f"filter {label!r}", rule.setup)  # what its check could not see is told before Ray starts
     output = plan.output
     for note in plan.notes:
         _say(f"note: {note}")
-    _write_run(plan)
-    output.sweep_temporary()
-    for entry in output.list("attempts"):
-        output.delete(entry.path)  # they count the deaths of workers within one run
-    pending = plan.pending
-    failed: list[Outcome] = []
-    ended: set[str] = set()
-    if pending:
-        job = Job(profile, plan.prints, plan.input.uri, output.uri)
-        _say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
-        with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
-            waiting = must_fit(profile, resources, address)
-            if waiting:
-                _say(f"note: {waiting}")
-            for outcome in _waves(job, pending, output):
-                if outcome.fatal:
-                    raise JobError(outcome.error or "the job cannot go on")
+    with lease.hold(output, _say) as held:
+        _prepare(plan)
+        failed: list[Outcome] = []
+        ended: set[str] = set()
+        with closing(_work(plan, address, held)) as outcomes:
+            for outcome in outcomes:
                 ended.add(outcome.unit_id)
-                progress.unit(outcome.listed, outcome.seen, outcome.kept, outcome.error is not None)
                 if outcome.error is not None:
                     failed.append(outcome)
-        lost = {unit.unit_id for unit in pending} - ended
+                if max_failed_units is not None and len(failed) > max_failed_units:
+                    raise JobError(
+                        f"stopped: {_count(len(failed), 'unit')} failed, --max-failed-units allows {max_failed_units}; "
+                        f"what is committed stays; the last: unit {outcome.unit_id[:12]}: {outcome.error}"
+                    )
+        lost = {unit.unit_id for unit in plan.pending} - ended
         if lost:
             raise RunError(
                 f"{len(lost)} units came to no end (a defect of the job): run again; first: {sorted(lost)[0]}"
             )
-    totals = finish(plan, failed)
-    seconds = time.time() - started
-    if pending:
-        session = {"started": started, "seconds": seconds, "units": len(ended), "failed": len(failed)}
-        output.write(f"sessions/{int(started * 1000)}.json", json.dumps(session).encode())
+        totals = finish(plan, failed)
+        seconds = time.time() - started
+        if ended:
+            session = {"started": started, "seconds": seconds, "units": len(ended), "failed": len(failed)}
+            output.write(f"sessions/{int(started * 1000)}.json", json.dumps(session).encode())
+        # Nothing of this run is being written any more.
+        output.sweep_temporary(DEAD_S)
     return Result(totals, len(ended), failed, seconds)
+
+
+def _prepare(plan: Plan) -> None:
+    """Brings the folder into the state that a run begins from; killed in the middle, the next run does it again.
+
+    What no longer belongs to the input goes in the order: the data set's manifest, unit manifests, files. Only then is
+    the new input written into run.json, so that a run that comes after a kill, with or without --replace, sees what is
+    left to do.
+    """
+    output = plan.output
+    own(output, plan.prints)  # again: another run may have begun and ended before this one got the lease
+    if plan.gone or plan.other_input:
+        if manifests.committed(output).keys() - {unit.unit_id for unit in plan.units} != plan.gone:
+            raise RunError(f"{output.uri}: another run has just been at work here with another input: run again")
+        if plan.gone:
+            for name in (NAME, LIST_NAME):
+                output.delete(name)
+            manifests.forget(output, plan.gone)
+        removed = remove_others(output, {unit.short for unit in plan.units})
+        if removed:
+            _say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
+    _write_run(plan)
+    output.sweep_temporary(lease.STALE_S)
+    attempts.clear(output)
+    done = {unit_id[:12] for unit_id in plan.done}
+    for entry in output.list("failed", ".json"):
+        if entry.path.removeprefix("failed/").removesuffix(".json") in done:  # killed just after its commit
+            output.delete(entry.path)
+
+
+def _work(plan: Plan, address: str | None, held: lease.Lease) -> Generator[Outcome]:
+    """Runs the pending units and yields each one's end."""
+    profile, pending = plan.profile, plan.pending
+    if not pending:
+        return
+    job = Job(profile, plan.prints, plan.input.uri, plan.output.uri)
+    _say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
+    with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
+        waiting = must_fit(profile, resources, address)
+        if waiting:
+            _say(f"note: {waiting}")
+        _must_have(held)
+        for outcome in _waves(job, pending, plan.output):
+            if outcome.fatal:
+                raise JobError(outcome.error or "the job cannot go on")
+            progress.unit(outcome.listed, outcome.seen, outcome.kept, outcome.error is not None)
+            yield outcome
+            _must_have(held)
+
+
+def _must_have(held: lease.Lease) -> None:
+    if held.lost:
+        raise JobError(held.lost)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _waves(job: Job, units: Sequence[Unit], output: Storage) -> Iterator[Outcome]:
     for first in range(0, len(units), WAVE):
+        manifests.compact(output)  # first: a run that is killed in every wave would pile loose ones up
         yield from run_wave(job, units[first : first + WAVE])
-        manifests.compact(output)
+    manifests.compact(output)
 
 
 def _say(line: str) -> None:
@@ -108,7 +174,7 @@ def _write_run(plan: Plan) -> None:
         "decision_fp": plan.prints.decision,
         "identity": plan.prints.identity,
         "thresholds": plan.prints.thresholds,
-        "input": {"uri": plan.input.uri, "units": len(plan.units), "sha256": digest([u.unit_id for u in plan.units])},
+        "input": {"uri": plan.input.uri, "units": len(plan.units), "sha256": input_print(plan.units)},
         "versions": versions,
     }
     plan.output.write("run.json", json.dumps(record, ensure_ascii=False, indent=1).encode())
@@ -117,26 +183,15 @@ def _write_run(plan: Plan) -> None:
 def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
     """Sums the unit manifests, compares them with the plan, and writes manifest.json and shards.txt last."""
     every = {unit.unit_id for unit in plan.units}
-    totals = stats.Totals()
-    entries: dict[str, ShardEntry] = {}
-    found: set[str] = set()
-    for manifest in manifests.read_all(plan.output, every):
-        if manifest["decision_fp"] != plan.prints.decision:
-            continue
-        found.add(manifest["unit_id"])
-        totals.add(manifest)
-        shard = manifest["files"]["shard"]
-        if shard:
-            entries[manifest["unit_id"]] = ShardEntry(
-                url=shard["path"], nsamples=manifest["kept"], bytes=shard["bytes"], sha256=shard["sha256"]
-            )
+    summary = manifests.sum_up(plan.output, plan.prints.decision, every)
+    totals, found = summary.totals, summary.shards.keys()
     asked_for = {unit.unit_id for unit in plan.units[: plan.first]}
     missing = asked_for - found - {outcome.unit_id for outcome in failed}
     if missing:
         raise RunError(f"{len(missing)} planned units have no manifest although they ended: run again")
     dataset = DatasetManifest(
         name=plan.profile.name,
-        shards=[entries[unit.unit_id] for unit in plan.units if unit.unit_id in entries],
+        shards=[shard for unit in plan.units if (shard := summary.shards.get(unit.unit_id))],
         fingerprints={"score": plan.prints.score, "decision": plan.prints.decision},
         funnel=stats.funnel(totals, list(plan.profile.filters)),
         complete=found == every,
@@ -148,10 +203,11 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
 def load_totals(profile: Profile) -> tuple[stats.Totals, float, list[dict[str, Any]], bool]:
     """What `stats` shows of a run on disk: totals, wall seconds of all its sessions, failed units, whether complete."""
     output = Storage.open(profile.run_folder)
+    output.must_answer()
     if not output.exists("run.json"):
         raise RunError(f"{output.uri}: no run here yet: python -m curation run {profile.name}")
     decision = read_run(output)["decision_fp"]
-    totals = stats.total(m for m in manifests.read_all(output) if m["decision_fp"] == decision)
+    totals = manifests.sum_up(output, decision).totals
     sessions = [manifests.read_json(output, entry.path, ("seconds",)) for entry in output.list("sessions", ".json")]
     complete = output.exists(NAME) and read_manifest(output).complete
     return totals, sum(session["seconds"] for session in sessions), manifests.failures(output), complete

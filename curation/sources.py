@@ -7,19 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from curation.parquet_source import read_parquet, read_table, records
 from curation.profile import Profile
 from curation.raw import Raw, SourceError, fetch_reason
-from curation.units import Unit, sidecar_path, tar_samples
+from curation.tar_walk import IMAGE_EXTENSIONS, count_keys, samples_of
+from curation.units import Unit, sidecar_path
 from shards.storage import Storage
-from shards.tar import Member, TarSample
-
-IMAGE_EXTENSIONS = (
-    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"),
-    *("jp2", "jxl", "svg", "ico", "img", "image", "bin"),
-)
+from shards.tar import TarSample
+from shards.window import Part
 
 
 def read_unit(profile: Profile, storage: Storage, unit: Unit) -> Raw:
@@ -35,17 +30,20 @@ def _read_tar(profile: Profile, storage: Storage, unit: Unit) -> Raw:
     A sample is known by its key and by how often that key stood before it in the file, so that a range knows a repeated
     key of an earlier one, and the first range answers for what the side-car lists and the whole tar does not hold.
     """
-    buffer = storage.view(unit.path)
+    if unit.start is None or unit.stop is None:
+        buffer = storage.view(unit.path)
+        view = Part(buffer, 0, buffer.size)
+    else:
+        view = Part(storage.view_range(unit.path, unit.start, unit.stop), unit.start, unit.size)
     raw = Raw()
-    samples, damage = _samples(buffer, unit.start or 0, unit.stop)
-    before = Counter(sample.key for sample in _samples(buffer, 0, unit.start)[0]) if unit.start else Counter[str]()
+    samples, damage = samples_of(view, unit.start or 0, unit.stop)
+    before = _before(storage, unit)
     total, rest_damage = before + Counter(sample.key for sample in samples), None
-    if unit.heads_file and unit.stop is not None and unit.stop < len(buffer):
-        rest, rest_damage = _samples(buffer, unit.stop, None)
-        total += Counter(sample.key for sample in rest)
+    if unit.heads_file and unit.stop is not None and unit.stop < unit.size and profile.input.format == "img2dataset":
+        rest, rest_damage = count_keys(storage, unit.path, unit.size, unit.stop, None)
+        total += rest
     if damage:
         raw.warnings.append(f"{unit.path}: {damage}; the samples before it were read")
-    view = memoryview(buffer).cast("B")
     held: dict[tuple[str, int], TarSample] = {}
     counts = Counter(before)
     for sample in samples:
@@ -79,31 +77,19 @@ def _repeated(key: str, nth: int) -> str | None:
     return "unreadable:duplicate_key" if nth else None
 
 
-def _samples(buffer: pa.Buffer, start: int, stop: int | None) -> tuple[list[TarSample], str | None]:
-    """The samples of a range, and what is wrong behind the last.
-
-    Names with dots (`a.v0.jpg`, `a.v1.jpg`) are one sample to WebDataset. They are told apart here, under keys with a
-    dot, so that each is a row; where the sample has an image of its own they are its further fields.
-    """
-    samples, damage = tar_samples(buffer, start, stop)
-    told: list[TarSample] = []
-    for sample in samples:
-        stems: dict[str, dict[str, Member]] = {}
-        for extension, member in sample.parts.items():
-            stem, _, last = extension.rpartition(".")
-            stems.setdefault(stem, {})[last] = member
-        images = [stem for stem, parts in stems.items() if not parts.keys().isdisjoint(IMAGE_EXTENSIONS)]
-        if "" in images or not images:
-            told.append(sample)
-        else:
-            told += [sample._replace(key=f"{sample.key}.{stem}", parts=stems[stem]) for stem in images]
-    return told, damage
+def _before(storage: Storage, unit: Unit) -> Counter[str]:
+    """How often keys stand before the unit's range: the range's own keys at least."""
+    if not unit.start:
+        return Counter()
+    if unit.earlier is not None:
+        return Counter(unit.earlier)
+    return count_keys(storage, unit.path, unit.size, 0, unit.start)[0]
 
 
 def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw, held: Mapping[str, int]) -> list[dict[str, Any]]:
     """Rows of img2dataset's Parquet beside the tar, failed downloads included, each with its key as text.
 
-    held: keys of the tar, from its beginning to the end of the range at least.
+    held: keys of the tar that are known here, those of the range at least.
     """
     if profile.input.format != "img2dataset":
         return []
@@ -115,12 +101,22 @@ def _sidecar(profile: Profile, storage: Storage, unit: Unit, raw: Raw, held: Map
     if rows and "key" not in rows[0]:
         raise SourceError(f"{path}: no column 'key': is this a Parquet file that img2dataset wrote?")
     # Other tools make numbers of the keys; img2dataset pads them to one width.
-    width = len(next(iter(held), ""))
+    width = unit.key_width if unit.key_width is not None else len(next(iter(held), ""))
     for row in rows:
         row["key"] = str(row["key"]).zfill(width) if isinstance(row["key"], int) else str(row["key"])
-    if held and rows and held.keys().isdisjoint(row["key"] for row in rows):
+    if held and rows and not _any_listed(storage, unit, held, {row["key"] for row in rows}):
         raise SourceError(f"{path}: not one of its keys is in {unit.path}: put the Parquet of this tar beside it")
     return rows
+
+
+def _any_listed(storage: Storage, unit: Unit, held: Mapping[str, int], listed: set[str]) -> bool:
+    """Whether the side-car lists any key of the tar from its beginning to the end of the range."""
+    if not held.keys().isdisjoint(listed):
+        return True
+    # A range without one listed key, in a file that may well have some: worth a walk.
+    return bool(unit.start) and not count_keys(storage, unit.path, unit.size, 0, unit.start)[0].keys().isdisjoint(
+        listed
+    )
 
 
 def _complete(profile: Profile, sample: TarSample) -> bool:
@@ -136,7 +132,7 @@ def _image_part(profile: Profile, sample: TarSample) -> str | None:
 def _add_sample(
     raw: Raw,
     profile: Profile,
-    view: memoryview,
+    view: Part,
     sample: TarSample,
     row: Mapping[str, Any] | None,
     problem: str | None,

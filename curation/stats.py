@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class Totals:
     shard_bytes: int = 0
 
     def add(self, manifest: Mapping[str, Any]) -> None:
+        """Adds one unit."""
         self.units += 1
         for name in _SUMS:
             setattr(self, name, _sum(getattr(self, name), manifest[name]))
@@ -37,13 +38,21 @@ class Totals:
         shard = manifest["files"]["shard"]
         self.shard_bytes += shard["bytes"] if shard else 0
 
+    def merge(self, other: Totals) -> None:
+        """Adds the sums of other units."""
+        for name in ("units", "shard_bytes", "warnings", *_SUMS):
+            left, right = getattr(self, name), getattr(other, name)
+            setattr(self, name, left + right if name == "warnings" else _sum(left, right))
+
+    # Reasons are shown by name, not as they were met: that depends on which units were compacted when.
+
     @property
     def fetch(self) -> dict[str, int]:
-        return {reason: count for reason, count in self.reasons.items() if reason.startswith("fetch:")}
+        return {reason: count for reason, count in sorted(self.reasons.items()) if reason.startswith("fetch:")}
 
     @property
     def unreadable(self) -> dict[str, int]:
-        return {reason: count for reason, count in self.reasons.items() if reason.startswith("unreadable:")}
+        return {reason: count for reason, count in sorted(self.reasons.items()) if reason.startswith("unreadable:")}
 
     @property
     def retention(self) -> float | None:
@@ -65,13 +74,6 @@ def _sum(left: Any, right: Any) -> Any:
     return left + right
 
 
-def total(manifests: Iterable[Mapping[str, Any]]) -> Totals:
-    totals = Totals()
-    for manifest in manifests:
-        totals.add(manifest)
-    return totals
-
-
 def funnel(totals: Totals, filters: Sequence[str]) -> dict[str, Any]:
     """The funnel as JSON: what `manifest.json` carries and every page shows."""
     listed = {"listed": totals.listed, "fetch": totals.fetch} if totals.fetch else {}
@@ -80,7 +82,9 @@ def funnel(totals: Totals, filters: Sequence[str]) -> dict[str, Any]:
         "seen": totals.seen,
         "unreadable": totals.unreadable,
         "mappers": {
-            reason: count for reason, count in totals.reasons.items() if ":" not in reason and reason not in filters
+            reason: count
+            for reason, count in sorted(totals.reasons.items())
+            if ":" not in reason and reason not in filters
         },
         "filters": {
             label: {

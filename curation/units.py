@@ -10,16 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Self
+from typing import NamedTuple, Self
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.profile import Profile
-from shards.storage import Entry, Storage, StorageError, resolve_inputs
-from shards.tar import Member, TarError, TarSample, cut, group, scan
+from curation.tar_walk import cut_tar, samples_of
+from shards.inputs import resolve_inputs
+from shards.storage import Entry, Storage, StorageError
 
 SUFFIXES = {"img2dataset": (".tar",), "webdataset": (".tar",), "parquet": (".parquet",)}
 # A tar's samples are counted only where its side-car or its first megabyte says that it holds far more than a unit may.
@@ -38,6 +38,10 @@ class Unit:
     stop: int | None = None
     # Samples inside, where planning learned it: for `--limit` and the plan; never for correctness.
     samples: int | None = None
+    # For a range of a tar, what planning saw of the file: characters of its first key, and how often keys of the range
+    # stand before it. None: not known, then reading looks for itself.
+    key_width: int | None = field(default=None, compare=False)
+    earlier: dict[str, int] | None = field(default=None, compare=False)
 
     @property
     def short(self) -> str:
@@ -70,23 +74,35 @@ def unit_id(profile: str, path: str, size: int, start: int | None, stop: int | N
 def plan_units(profile: Profile) -> tuple[Storage, list[Unit]]:
     """The input root and all units in the order of the files. Raises `StorageError`: no input, or none that is whole.
 
-    Reads a Parquet file's footer and a tar's first megabyte; a tar beyond the limits is scanned header by header.
+    Reads a Parquet file's footer and a tar's first megabyte; a tar beyond the limits is walked over
+    once, which on an object store reads all of it.
     """
-    storage, entries = resolve_inputs(profile.input.path, SUFFIXES[profile.input.format])
+    try:
+        storage, entries = resolve_inputs(profile.input.path, SUFFIXES[profile.input.format])
+    except StorageError:
+        if profile.download is not None and not Storage.open(profile.input.path).list(suffix=".tar", recursive=True):
+            line = f"{profile.input.path}: holds nothing yet: run `python -m curation download {profile.name}` first"
+            raise StorageError(line) from None
+        raise
     split = _split_parquet if profile.input.format == "parquet" else _split_tar
     with ThreadPoolExecutor(_READERS) as pool:
         parts = pool.map(lambda entry: list(split(profile, storage, entry)), entries)
         units = [
-            Unit(
-                unit_id(profile.name, entry.path, entry.size, start, stop), entry.path, entry.size, start, stop, samples
-            )
+            Unit(unit_id(profile.name, entry.path, entry.size, part.start, part.stop), entry.path, entry.size, *part)
             for entry, ranges in zip(entries, parts, strict=True)
-            for start, stop, samples in ranges
+            for part in ranges
         ]
     return storage, units
 
 
-Range = tuple[int | None, int | None, int | None]
+class Range(NamedTuple):
+    """What a unit has of its file; the fields are those of `Unit`."""
+
+    start: int | None = None
+    stop: int | None = None
+    samples: int | None = None
+    key_width: int | None = None
+    earlier: dict[str, int] | None = None
 
 
 def _split_tar(profile: Profile, storage: Storage, entry: Entry) -> Iterator[Range]:
@@ -95,15 +111,15 @@ def _split_tar(profile: Profile, storage: Storage, entry: Entry) -> Iterator[Ran
     if samples is None:
         samples, complete = _probe(storage, entry)
     if complete or (entry.size <= limits.max_bytes and (samples or 0) <= 1.5 * limits.max_samples):
-        yield None, None, samples
-        return
-    ranges = cut(storage.view(entry.path), limits.max_samples, limits.max_bytes)
-    if len(ranges) <= 1:
-        yield None, None, samples
+        yield Range(samples=samples)
         return
     # The last range goes to the end of the file, so that damage behind the last whole sample is seen and told.
-    for index, (start, stop, count) in enumerate(ranges):
-        yield start, entry.size if index == len(ranges) - 1 else stop, count
+    ranges = cut_tar(storage, entry.path, entry.size, limits.max_samples, limits.max_bytes)
+    if len(ranges) <= 1:
+        yield Range(samples=samples)
+        return
+    for part in ranges:
+        yield Range(*part)
 
 
 def sidecar_path(tar: str) -> str:
@@ -128,22 +144,11 @@ def _sidecar_rows(profile: Profile, storage: Storage, entry: Entry) -> int | Non
 def _probe(storage: Storage, entry: Entry) -> tuple[int | None, bool]:
     """Samples in a tar, estimated from its first megabyte, and whether that was all of it. None: cannot say."""
     view = storage.view_range(entry.path, 0, min(_PROBE_BYTES, entry.size))
-    samples, _ = tar_samples(view)  # the megabyte mostly ends inside a member: that is no damage
+    samples, _ = samples_of(view)  # the megabyte mostly ends inside a member: that is no damage
     complete = entry.size <= _PROBE_BYTES
     if not samples:
         return None, complete
     return (len(samples) if complete else round(len(samples) * entry.size / samples[-1].stop)), complete
-
-
-def tar_samples(buffer: pa.Buffer, start: int = 0, stop: int | None = None) -> tuple[list[TarSample], str | None]:
-    """The samples of a range of a tar as far as it is whole, and what is wrong behind the last member, if anything."""
-    members: list[Member] = []
-    damage = None
-    try:
-        members.extend(scan(buffer, start, stop))  # keeps what came before an error
-    except TarError as error:
-        damage = str(error)
-    return list(group(iter(members))), damage
 
 
 def _split_parquet(profile: Profile, storage: Storage, entry: Entry) -> Iterator[Range]:
@@ -153,11 +158,11 @@ def _split_parquet(profile: Profile, storage: Storage, entry: Entry) -> Iterator
     except (OSError, ValueError) as error:
         if isinstance(error, StorageError):
             raise
-        yield None, None, None  # not Parquet: the unit fails with the reason, the others go on
+        yield Range()  # not Parquet: the unit fails with the reason, the others go on
         return
     limits = profile.units
     if footer.num_rows <= limits.max_samples and entry.size <= limits.max_bytes:
-        yield None, None, footer.num_rows
+        yield Range(samples=footer.num_rows)
         return
     start, rows, size = 0, 0, 0
     for index in range(footer.num_row_groups):
@@ -167,15 +172,15 @@ def _split_parquet(profile: Profile, storage: Storage, entry: Entry) -> Iterator
         if rows and (
             rows + row_group.num_rows > limits.max_samples or size + row_group.total_byte_size > limits.max_bytes
         ):
-            yield start, start + rows, rows
+            yield Range(start, start + rows, rows)
             start, rows, size = start + rows, 0, 0
         if pieces > 1:
             step = -(-row_group.num_rows // pieces)
             for offset in range(0, row_group.num_rows, step):
                 count = min(step, row_group.num_rows - offset)
-                yield start + offset, start + offset + count, count
+                yield Range(start + offset, start + offset + count, count)
             start += row_group.num_rows
         else:
             rows, size = rows + row_group.num_rows, size + row_group.total_byte_size
     if rows:
-        yield start, start + rows, rows
+        yield Range(start, start + rows, rows)

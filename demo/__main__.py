@@ -1,18 +1,20 @@
-"""The demo's command line: builds the demo web and its CLIP, then curates the web.
+"""The demo's command line: builds the demo web and its CLIP, downloads the web, curates the pairs.
 
-The decision behind this module: what is there already is not made again, and the curation is the same command that a
-user types, run as its own process.
+The decision behind this module: what is there already is not made again, and download and curation are the same
+commands that a user types, run as processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from demo.server import PORT
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -54,15 +56,16 @@ class Bar:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
-        description="Builds the demo web and a small CLIP if need be, then runs `python -m curation run demo`.",
+        description="Builds the demo web and a small CLIP if need be, serves the web on loopback, "
+        "and runs `python -m curation download demo` and `python -m curation run demo`.",
         epilog="example:\n  python -m demo",
         formatter_class=_FORMAT,
     )
-    commands = parser.add_subparsers(dest="command", metavar="web | clip")
+    commands = parser.add_subparsers(dest="command", metavar="web | serve | clip")
     web = commands.add_parser(
         "web",
         help="only the demo web",
-        description="Builds a web of image-text pairs whose truth is known, as img2dataset writes it.",
+        description="Builds a web of image-text pairs of known truth: a site, and its URL list as LAION ships it.",
         epilog="example:\n  python -m demo web --samples 500 --seed 3 --out data/small",
         formatter_class=_FORMAT,
     )
@@ -70,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     web.add_argument("--seed", type=int, default=0, metavar="S", help="another seed is another web (default 0)")
     web.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"folder (default {FOLDER})")
     web.add_argument("--workers", type=int, default=None, metavar="W", help="processes (default: one a core)")
+    web.add_argument("--port", type=int, default=PORT, metavar="P", help=f"port in the URLs (default {PORT})")
+    serve = commands.add_parser(
+        "serve",
+        help="serves the demo web",
+        description="Serves a demo web that is there on loopback, at the port of its URLs, until it is interrupted.",
+        epilog="example:\n  python -m demo serve",
+        formatter_class=_FORMAT,
+    )
+    serve.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help=f"folder (default {FOLDER})")
     clip = commands.add_parser(
         "clip",
         help="only the demo's CLIP",
@@ -83,17 +95,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _web(out: Path, samples: int, seed: int, workers: int | None) -> bool:
-    """Whether it had to be built."""
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _web(options: argparse.Namespace) -> int:
     from demo.web import build_web
 
     bar = Bar()
     try:
-        built = build_web(out, samples, seed, workers, bar)
+        built = build_web(options.out, options.samples, options.seed, options.workers, bar, options.port)
     finally:
         bar.close()
-    sys.stdout.write(f"demo web: {samples} samples in {out / 'web'}{'' if built else ' (already there)'}\n")
-    return built
+    _say(f"demo web: {options.samples} samples in {options.out / 'site'}{'' if built else ' (already there)'}")
+    return 0
+
+
+def _serve(out: Path) -> int:
+    from demo.server import HOST, listen, serve_for_ever
+    from demo.web import WebError, read_recipe
+
+    recipe = read_recipe(out)
+    if not isinstance(recipe, dict) or "port" not in recipe:
+        raise WebError(f"{out} holds no whole demo web: build it with `python -m demo web --out {out}`")
+    try:
+        listener = listen(recipe["port"])
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise WebError(f"port {recipe['port']} of {HOST}, which the URLs name, cannot be had: {why}") from error
+    _say(f"demo web: {out / 'site'} at http://{HOST}:{recipe['port']}/ until Ctrl-C")
+    serve_for_ever(out / "site", listener)
+    return 0
 
 
 def _clip(out: Path) -> bool:
@@ -112,23 +145,46 @@ def _clip(out: Path) -> bool:
     return card != before
 
 
+def _demo() -> int:
+    """The whole way, from nothing to shards."""
+    from demo.download import ensure_pairs, run_command
+
+    bar = Bar()
+
+    def say(line: str) -> None:
+        bar.close()
+        _say(line)
+
+    def download(again: bool) -> int:
+        return run_command("curation", "download", "demo", *(["--retry-failed"] if again else []))
+
+    try:
+        status = ensure_pairs(FOLDER, 3000, 0, download, say, bar, stale=(RUN,))
+    finally:
+        bar.close()
+    if status:
+        return status
+    if _clip(FOLDER / "clip") and RUN.exists():
+        # The demo's own output of another model: the run would refuse to mix them.
+        shutil.rmtree(RUN)
+        _say(f"removed {RUN}, which an earlier demo CLIP had made")
+    return run_command("curation", "run", "demo")
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if options.command == "web":
-            _web(options.out, options.samples, options.seed, options.workers)
-            return 0
+            return _web(options)
+        if options.command == "serve":
+            return _serve(options.out)
         if options.command == "clip":
             _clip(options.out)
             return 0
-        made = [_web(FOLDER, 3000, 0, None), _clip(FOLDER / "clip")]
-        if any(made) and RUN.exists():
-            # The demo's own output of another web or model: the run would refuse to mix them.
-            shutil.rmtree(RUN)
-            sys.stdout.write(f"removed {RUN}, which an earlier demo web or CLIP had made\n")
+        return _demo()
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip]'\n")
+        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip,download]'\n")
         return 1
     except OSError as error:
         from demo.folder import explain
@@ -139,10 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; nothing half-made is left\n")
+        sys.stderr.write("stopped\n" if options.command == "serve" else "stopped; nothing half-made is left\n")
         return 130
-    sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "curation", "run", "demo"], check=False).returncode
 
 
 if __name__ == "__main__":

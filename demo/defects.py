@@ -1,7 +1,8 @@
-"""The table of planted defects: how often each occurs, and what it must come to.
+"""The table of planted defects of images and captions: how often each occurs, and what it must come to.
 
-The decision behind this module: which sample gets which defects is laid out for the whole web at once, from labels
-alone, so that the rates are exact (rounded to whole samples) and can be checked without drawing anything.
+What goes wrong on the way to an image stands in `demo.faults`. The decision behind this module: which sample gets which
+defects is laid out for the whole web at once, from labels alone, so that the rates are exact (rounded to whole samples)
+and can be checked without drawing anything.
 """
 
 from __future__ import annotations
@@ -40,15 +41,12 @@ FATAL = (
     Defect("too_short", "caption", 0.050, "filter:text_length", 0.008),
     Defect("too_long", "caption", 0.020, "filter:text_length"),
     Defect("huge_caption", "caption", 0.004, "unreadable:caption_too_long"),
-    Defect("no_caption", "caption", 0.006, "unreadable:no_caption"),
-    Defect("caption_encoding", "caption", 0.006, "unreadable:caption_encoding"),
-    Defect("truncated", "image", 0.022, "unreadable:truncated"),
-    Defect("html_as_jpeg", "image", 0.012, "unreadable:not_image"),
-    Defect("bad_header", "image", 0.006, "unreadable:header"),
-    Defect("empty_file", "image", 0.004, "unreadable:empty"),
-    Defect("bomb", "image", 0.006, "unreadable:too_many_pixels"),
-    Defect("animated_gif", "image", 0.010, "unreadable:format"),
-    Defect("avif", "image", 0.006, "unreadable:format"),
+    Defect("no_caption", "caption", 0.012, "unreadable:no_caption"),
+    Defect("truncated", "image", 0.028, "unreadable:truncated"),
+    Defect("bad_header", "image", 0.008, "unreadable:header"),
+    Defect("bomb", "image", 0.008, "unreadable:too_many_pixels"),
+    Defect("animated_gif", "image", 0.014, "unreadable:format"),
+    Defect("avif", "image", 0.008, "unreadable:format"),
 )
 # At most one of these on a caption that is otherwise judged as it stands.
 DIRT = (
@@ -138,10 +136,14 @@ def plan(samples: int, seed: int) -> list[Label]:
 
 def _deal(defects: list[list[str]], kinds: list[tuple[str, float]], among: list[int], rng: random.Random) -> None:
     """Gives each kind to its share of all samples, chosen from `among`, no two kinds to one sample."""
-    samples = len(defects)
     chosen = rng.sample(among, len(among))
     for name, rate in kinds:
-        for _ in range(max(round(samples * rate), 1 if samples >= 50 else 0)):
+        for _ in range(occurrences(rate, len(defects))):
             if not chosen:
                 return
             defects[chosen.pop()].append(name)
+
+
+def occurrences(rate: float, samples: int) -> int:
+    """How often something of this rate occurs in a web: at least once from 50 samples on."""
+    return max(round(samples * rate), 1 if samples >= 50 else 0)

@@ -6,11 +6,14 @@ a real file is written there first; permission bits alone say little (root, read
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _STALE = 3600.0  # seconds without a new file after which a working folder of an unknown process counts as dead
@@ -41,6 +44,21 @@ def explain(error: OSError, folder: Path) -> str:
     """One line for a write that failed in `folder`."""
     why = (error.strerror or str(error)).lower()
     return f"{folder} cannot be written to ({why}): name another folder with --out"
+
+
+@contextmanager
+def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Holds the folder against other processes of this machine; calls `wait` if that takes patience.
+
+    The lock dies with its process, so there is none to be broken by hand.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def work_folder(folder: Path, what: str) -> Path:

@@ -18,17 +18,16 @@ from demo.scenes import Scene, different_scene, sample_scene, sample_size
 
 
 class Sample(NamedTuple):
-    """`text` is the caption as shipped (None: the source has none); `text_bytes` what stands in the `.txt` member."""
+    """`text` is the caption as the list has it (None: there is none)."""
 
     scene: Scene
     file: Stored
     text: str | None
-    text_bytes: bytes | None
     truth: dict[str, Any]
 
 
 def make_sample(seed: int, index: int, label: Label) -> Sample:
-    """Sample `index` of the web `seed`; `truth` has the columns of `demo.web.TRUTH` except the key."""
+    """Sample `index` of the web `seed`; `truth` has the columns of `demo.web.TRUTH` that are about its own content."""
     rng = random.Random(f"web/{seed}/{index}")
     scene = sample_scene(rng, _size(label, rng))
     told = different_scene(rng, scene) if "mismatched" in label.defects else scene
@@ -51,12 +50,8 @@ def make_sample(seed: int, index: int, label: Label) -> Sample:
         text = long_caption(told, label.language, rng, rng.randint(1100, 4000))
     elif defect == "huge_caption":
         text = long_caption(told, label.language, rng, rng.choice((10_200, 40_000, 1_000_000)))
-    text_bytes: bytes | None = None if text is None else text.encode()
-    if defect == "no_caption":
-        text = text_bytes = None
-    elif defect == "caption_encoding":
-        text_bytes = _not_utf8(clean, label)
-        text = text_bytes.decode("utf-8", errors="replace")
+    elif defect == "no_caption":
+        text = None
     if defect is not None or label.unreadable is not None:
         expected = None
     truth = {
@@ -69,7 +64,7 @@ def make_sample(seed: int, index: int, label: Label) -> Sample:
         "kept": label.kept,
         "mismatched": "mismatched" in label.defects,
     }
-    return Sample(scene, store(scene, label.image_defect, rng), text, text_bytes, truth)
+    return Sample(scene, store(scene, label.image_defect, rng), text, truth)
 
 
 def _size(label: Label, rng: random.Random) -> tuple[int, int]:
@@ -78,10 +73,3 @@ def _size(label: Label, rng: random.Random) -> tuple[int, int]:
     if "tiny" in label.defects:
         return sample_size(rng, short_side=rng.randint(24, 190), ratio=rng.uniform(1.0, 2.0))
     return sample_size(rng)
-
-
-def _not_utf8(clean: str, label: Label) -> bytes:
-    """The caption as an old Chinese or Western page encodes it; no UTF-8 decoder takes it."""
-    if label.language == "zh":
-        return clean.encode("gb18030")
-    return f"It’s {clean[0].lower()}{clean[1:]}".encode("cp1252")

@@ -1,18 +1,18 @@
-"""Builds a demo web: a folder as img2dataset writes it, and beside it the truth, which no pipeline reads.
+"""Builds a demo web: a site to be served, its URL list as LAION ships one, and the truth, which no pipeline reads.
 
-The decision behind this module: a tar is made by one worker, alone, from seed and indices, so the bytes do not depend
-on how many workers there are. The recipe file is written last: a web with a fitting recipe is complete.
+The decision behind this module: a pack of the site with its rows is made by one worker, alone, from seed and indices,
+so the bytes do not depend on how many workers there are. The recipe file is written last: a web with a fitting recipe
+is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
-import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,41 +24,40 @@ import pyarrow.parquet as pq
 from demo.captions import caption
 from demo.clip import source_digest
 from demo.defects import Label, plan
+from demo.draw import draw
+from demo.faults import Fault, Place, arriving, failing, plan_oddities, plan_rows
+from demo.files import web_bytes
 from demo.folder import prepare, sweep, work_folder
-from demo.sample import Sample, make_sample
+from demo.sample import make_sample
 from demo.scenes import sample_scene, sample_size
+from demo.server import HOST, PORT
+from demo.site import Reply, write_pack
 from demo.train_clip import Progress
 
-PER_TAR = 250
-FETCH_FAILURES = 0.03  # rows that img2dataset could not fetch or decode, on top of the samples
-_SOURCES = ("scenes", "draw", "captions", "foreign", "dirt", "files", "defects", "sample", "web")
-_FAILED = (
-    ("failed_to_download", "HTTP Error 404: Not Found"),
-    ("failed_to_download", "HTTP Error 403: Forbidden"),
-    ("failed_to_download", "<urlopen error timed out>"),
-    ("failed_to_download", "<urlopen error [Errno -2] Name or service not known>"),
-    ("failed_to_resize", "image decoding error"),
-)
-ROWS = pa.schema(
+PER_PACK = 250  # rows; the profile `demo` makes tars of as many
+PER_LIST = 1000  # rows of one file of the URL list
+PARTS = ("site", "urls", "truth.parquet", "scenes.parquet")
+_SOURCES = ("scenes", "draw", "captions", "foreign", "dirt", "files", "defects", "faults", "sample", "site", "web")
+LIST = pa.schema(
     [
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("punsafe", pa.float64()),
+        ("SAMPLE_ID", pa.int64()),
+        ("URL", pa.string()),
+        ("TEXT", pa.string()),
+        ("WIDTH", pa.float64()),
+        ("HEIGHT", pa.float64()),
+        ("LICENSE", pa.string()),
+        ("NSFW", pa.string()),
         ("pwatermark", pa.float64()),
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
+        ("punsafe", pa.float64()),
     ]
 )
 TRUTH = pa.schema(
     [
-        ("key", pa.string()),
+        ("row", pa.int32()),
+        ("url", pa.string()),
+        ("fault", pa.string()),
+        ("fetch", pa.string()),
+        ("oddity", pa.string()),
         ("lang", pa.string()),
         ("clean_caption", pa.string()),
         ("defects", pa.list_(pa.string())),
@@ -67,9 +66,12 @@ TRUTH = pa.schema(
         ("expected_caption", pa.string()),
         ("kept", pa.bool_()),
         ("mismatched", pa.bool_()),
+        ("sha256", pa.string()),
     ]
 )
-SCENES = pa.schema([("key", pa.string()), ("scene", pa.string())])
+SCENES = pa.schema([("url", pa.string()), ("scene", pa.string())])
+Row = dict[str, Any]
+_FAULTY: Row = {"lang": "en", "defects": [], "must_fail": [], "kept": False, "mismatched": False}
 
 
 class WebError(ValueError):
@@ -77,48 +79,72 @@ class WebError(ValueError):
 
 
 class _Job(NamedTuple):
+    """One pack: the rows of the list from `row` on, None for each next sample. `samples`: index, label, oddity."""
+
     folder: str
     seed: int
-    shard: int
-    first: int
-    labels: list[Label]
+    base: str
+    token: str
+    row: int
+    faults: Sequence[Fault | None]
+    samples: Sequence[tuple[int, Label, str | None]]
+
+
+class _Built(NamedTuple):
+    listed: list[Row]
+    truth: list[Row]
+    scenes: list[Row]
 
 
 def build_web(
-    out: Path, samples: int = 3000, seed: int = 0, workers: int | None = None, progress: Progress | None = None
+    out: Path,
+    samples: int = 3000,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    port: int = PORT,
 ) -> bool:
-    """Builds `out`/web with `out`/truth.parquet and `out`/scenes.parquet; False if they are there already.
+    """Builds `out`/site, `out`/urls, `out`/truth.parquet and `out`/scenes.parquet; False if they are there already.
 
-    truth.parquet has a row a sample (the columns of `TRUTH`): `lang` is the caption's language, `expected_caption` what
-    the mappers must make of the caption (null where no judgement of it is due), `must_fail` the filters that must drop
-    the sample, `unreadable` the `<why>`. scenes.parquet holds the `Scene` of every key as JSON.
-    Raises WebError for impossible arguments or a folder `out`/web that something else made, FolderError where nothing
-    can be written, both before anything is drawn.
+    Beside `samples` pairs whose image arrives there are those that cannot be fetched (`demo.faults`). `port` is the one
+    that the list's addresses name. truth.parquet has a row for every row of the list (the columns of `TRUTH`): `fetch`
+    is the `<why>` of `fetch:<why>`; `lang` the caption's language; `expected_caption` what the mappers must make of the
+    caption (null where no judgement of it is due); `must_fail` the filters that must drop the sample; `unreadable` the
+    `<why>`; `sha256` of the image's bytes. scenes.parquet holds the `Scene` behind every address that arrives, as JSON.
+    Raises WebError for impossible arguments or folders that something else made, FolderError where nothing can be
+    written, both before anything is drawn.
     """
     if samples < 1:
         raise WebError(f"--samples must be at least 1, not {samples}")
     if workers is not None and workers < 1:
         raise WebError(f"--workers must be at least 1, not {workers}")
-    recipe = {"samples": samples, "seed": seed, "generator": _generator()}
-    mark = out / "web.json"
-    if _read_json(mark) == recipe and all((out / name).exists() for name in ("web", "truth.parquet", "scenes.parquet")):
+    if not 0 < port < 65536:
+        raise WebError(f"--port must be from 1 to 65535, not {port}")
+    if is_built(out, samples, seed, port):
         return False
-    if (out / "web").exists() and not mark.exists():
-        raise WebError(f"{out / 'web'} was not made by this command: remove it, or name another folder with --out")
+    mark = out / "web.json"
+    for name in ("site", "urls"):
+        if (out / name).exists() and not mark.exists():
+            raise WebError(f"{out / name} was not made by this command: remove it, or name another folder with --out")
+    recipe = _recipe(samples, seed, port)
     prepare(out)
     sweep(out, "web")
     work = work_folder(out, "web")
     try:
-        (work / "web").mkdir()
-        truth, scenes = _build(work / "web", samples, seed, workers or os.cpu_count() or 1, progress)
-        pq.write_table(pa.Table.from_pylist(truth, TRUTH), work / "truth.parquet")
-        pq.write_table(pa.Table.from_pylist(scenes, SCENES), work / "scenes.parquet")
+        for name in ("site", "urls", "old"):
+            (work / name).mkdir()
+        built = _build(work / "site", recipe, workers or os.cpu_count() or 1, progress)
+        for number, start in enumerate(range(0, len(built.listed), PER_LIST)):
+            rows = pa.Table.from_pylist(built.listed[start : start + PER_LIST], LIST)
+            pq.write_table(rows, work / "urls" / f"part-{number:05d}.parquet")
+        pq.write_table(pa.Table.from_pylist(built.truth, TRUTH), work / "truth.parquet")
+        pq.write_table(pa.Table.from_pylist(built.scenes, SCENES), work / "scenes.parquet")
         # From here to the last line the recipe says "building": a kill in between leads to a new build.
         mark.write_text(json.dumps({"building": recipe}) + "\n")
-        if (out / "web").exists():
-            os.rename(out / "web", work / "old")
-        for name in ("web", "truth.parquet", "scenes.parquet"):
-            os.replace(work / name, out / name)
+        for name in PARTS:
+            if (out / name).exists():
+                os.rename(out / name, work / "old" / name)
+            os.rename(work / name, out / name)
         (work / "web.json").write_text(json.dumps(recipe) + "\n")
         os.replace(work / "web.json", mark)
     finally:
@@ -126,131 +152,111 @@ def build_web(
     return True
 
 
-def _generator() -> str:
-    from PIL import __version__ as pillow
+def is_built(out: Path, samples: int, seed: int, port: int) -> bool:
+    """Whether the folder holds this very web, whole."""
+    whole = all((out / name).exists() for name in PARTS)
+    return whole and read_recipe(out) == _recipe(samples, seed, port)
 
-    return f"{source_digest(tuple(f'demo.{name}' for name in _SOURCES))[:16]}-pillow-{pillow}"
 
-
-def _read_json(path: Path) -> Any:
+def read_recipe(out: Path) -> Any:
+    """What the web in a folder was made of: a mapping with `samples`, `seed`, `port`; None where there is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads((out / "web.json").read_text())
     except (OSError, ValueError):
         return None
 
 
-def _build(
-    folder: Path, samples: int, seed: int, workers: int, progress: Progress | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    labels = plan(samples, seed)
-    jobs = [
-        _Job(str(folder), seed, shard, first, labels[first : first + PER_TAR])
-        for shard, first in enumerate(range(0, samples, PER_TAR))
-    ]
-    truth: list[dict[str, Any]] = []
-    scenes: list[dict[str, Any]] = []
+def _recipe(samples: int, seed: int, port: int) -> dict[str, Any]:
+    from PIL import __version__ as pillow
+
+    generator = f"{source_digest(tuple(f'demo.{name}' for name in _SOURCES))[:16]}-pillow-{pillow}"
+    return {"samples": samples, "seed": seed, "port": port, "generator": generator}
+
+
+def _build(folder: Path, recipe: dict[str, Any], workers: int, progress: Progress | None) -> _Built:
+    jobs = _jobs(folder, recipe)
+    total = sum(len(job.faults) for job in jobs)
+    whole = _Built([], [], [])
     pool = None
     if workers > 1 and len(jobs) > 1:
         # Spawned, not forked: the caller may hold threads (Arrow's, torch's).
         pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
     try:
-        for rows, drawn in pool.map(_build_shard, jobs) if pool else map(_build_shard, jobs):
-            truth += rows
-            scenes += drawn
+        for built in pool.map(_build_pack, jobs) if pool else map(_build_pack, jobs):
+            for rows, more in zip(whole, built, strict=True):
+                rows += more
             if progress:
-                progress("demo web", len(truth), samples)
+                progress("demo web", len(whole.listed), total)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
-    return truth, scenes
+    return whole
 
 
-def _build_shard(job: _Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Writes one tar with its parquet and its stats; gives back its rows of truth and of scenes."""
-    rng = random.Random(f"rows/{job.seed}/{job.shard}")
-    failures = sum(rng.random() < FETCH_FAILURES for _ in job.labels)
-    total = len(job.labels) + failures
-    failed = set(rng.sample(range(total), failures))
-    rows: list[dict[str, Any]] = []
-    truth: list[dict[str, Any]] = []
-    scenes: list[dict[str, Any]] = []
-    base = Path(job.folder) / f"{job.shard:05d}"
-    with tarfile.open(base.with_suffix(".tar"), "w", format=tarfile.USTAR_FORMAT) as tar:
-        for position in range(total):
-            key = f"{job.shard:05d}{position:04d}"
-            index = job.first + len(truth)
-            if position in failed:
-                rows.append(_failed_row(key, job.seed, rng))
-                continue
-            sample = make_sample(job.seed, index, job.labels[index - job.first])
-            row = _row(key, sample, rng)
-            rows.append(row)
-            truth.append({"key": key, **sample.truth})
-            scenes.append({"key": key, "scene": sample.scene.model_dump_json()})
-            _add(tar, f"{key}.jpg", sample.file.data)
-            _add(tar, f"{key}.json", json.dumps(row, indent=4).encode())
-            if sample.text_bytes is not None:
-                _add(tar, f"{key}.txt", sample.text_bytes)
-    pq.write_table(pa.Table.from_pylist(rows, ROWS), base.with_suffix(".parquet"))
-    Path(f"{base}_stats.json").write_text(json.dumps(_stats(rows), indent=4))
-    return truth, scenes
+def _jobs(folder: Path, recipe: dict[str, Any]) -> list[_Job]:
+    samples, seed = recipe["samples"], recipe["seed"]
+    # Stands in every address, so that the server of another web answers none of them.
+    token = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+    rows, labels, oddities = plan_rows(samples, seed), plan(samples, seed), plan_oddities(samples, seed)
+    jobs = []
+    first = 0
+    for row in range(0, len(rows), PER_PACK):
+        faults = rows[row : row + PER_PACK]
+        last = first + faults.count(None)
+        chosen = [(index, labels[index], oddities.get(index)) for index in range(first, last)]
+        jobs.append(_Job(str(folder), seed, f"http://{HOST}:{recipe['port']}", token, row, faults, chosen))
+        first = last
+    return jobs
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mtime, member.mode = len(data), 0, 0o444
-    tar.addfile(member, io.BytesIO(data))
+def _build_pack(job: _Job) -> _Built:
+    """Writes one pack of the site; gives back its rows of the list, of truth and of scenes."""
+    built = _Built([], [], [])
+    replies: list[Reply] = []
+    samples = iter(job.samples)
+    for row, fault in enumerate(job.faults, job.row):
+        rng = random.Random(f"row/{job.seed}/{row}")
+        place = Place(job.base, _target(job.token, row, rng), rng)
+        if fault is None:
+            index, label, oddity = next(samples)
+            sample = make_sample(job.seed, index, label)
+            link = arriving(place, sample.file.data, oddity)
+            text, size = sample.text, sample.file.size or sample.scene.size
+            built.scenes.append({"url": link.url, "scene": sample.scene.model_dump_json()})
+            known = {**sample.truth, "oddity": oddity, "sha256": hashlib.sha256(sample.file.data).hexdigest()}
+        else:
+            scene = sample_scene(rng, sample_size(rng))
+            link = failing(place, fault.name, web_bytes(draw(scene), rng) if fault.picture else b"")
+            text, size = caption(scene, "en", rng), scene.size
+            known = {**_FAULTY, "clean_caption": text, "fault": fault.name, "fetch": fault.why}
+        built.listed.append(_listed(link.url, text, size, rng))
+        built.truth.append({"row": row, "url": link.url, **known})
+        replies += link.replies
+    write_pack(Path(job.folder), job.row // PER_PACK, replies)
+    return built
 
 
-def _url(key: str, rng: random.Random) -> str:
-    site = rng.choice(("images.example.com", "cdn.example.org", "static.example.net"))
-    return f"https://{site}/{rng.getrandbits(32):08x}/{key}.jpg"
+def _target(token: str, row: int, rng: random.Random) -> str:
+    """A path as the web has them; its ending says little of the image's format."""
+    folder = rng.choice(("img", "media/2019/07", "wp-content/uploads", "i", "p/%E5%9B%BE"))
+    name = f"{rng.getrandbits(32):08x}-{row}"
+    ending = rng.choices((".jpg", ".jpeg", ".png", ".JPG?w=600&fit=crop", ".php?id=3", ""), (70, 5, 8, 8, 4, 5))[0]
+    return f"/{token}/{folder}/{name}{ending}"
 
 
-def _row(key: str, sample: Sample, rng: random.Random) -> dict[str, Any]:
-    size = sample.file.size
-    # One good picture in ten comes without its original size: then the header has to say it.
-    original = None if rng.random() < 0.1 else size
+def _listed(url: str | None, text: str | None, size: tuple[int, int], rng: random.Random) -> Row:
+    """A row of the list. Sizes are of the day of the crawl: one in ten is unknown, one in 25 has changed since."""
+    shrink = rng.choice((0.25, 0.5, 2.0)) if rng.random() < 0.04 else 1.0
+    known = rng.random() >= 0.1
+    unsafe = rng.betavariate(1, 30)
     return {
-        "url": _url(key, rng),
-        "caption": sample.text,
-        "punsafe": round(rng.betavariate(1, 30), 6),
+        "SAMPLE_ID": rng.getrandbits(52),
+        "URL": url,
+        "TEXT": text,
+        "WIDTH": float(round(size[0] * shrink)) if known else None,
+        "HEIGHT": float(round(size[1] * shrink)) if known else None,
+        "LICENSE": "?",
+        "NSFW": "UNLIKELY" if unsafe < 0.08 else "UNSURE" if unsafe < 0.12 else "NSFW",
         "pwatermark": round(rng.betavariate(1, 4), 6),
-        "key": key,
-        "status": "success",
-        "error_message": None,
-        "width": size[0] if size else None,
-        "height": size[1] if size else None,
-        "original_width": original[0] if original else None,
-        "original_height": original[1] if original else None,
-        "exif": json.dumps(sample.file.exif) if size else None,
-        "sha256": hashlib.sha256(sample.file.data).hexdigest(),
-    }
-
-
-def _failed_row(key: str, seed: int, rng: random.Random) -> dict[str, Any]:
-    status, message = rng.choice(_FAILED)
-    scene_rng = random.Random(f"failed/{seed}/{key}")
-    text = caption(sample_scene(scene_rng, sample_size(scene_rng)), "en", scene_rng)
-    row: dict[str, Any] = dict.fromkeys(ROWS.names)
-    row.update(url=_url(key, rng), caption=text, key=key, status=status, error_message=message)
-    row.update(punsafe=round(rng.betavariate(1, 30), 6), pwatermark=round(rng.betavariate(1, 4), 6))
-    return row
-
-
-def _stats(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """img2dataset's counts; times are 0, since two builds give the same bytes."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        status = row["error_message"] or "success"
-        counts[status] = counts.get(status, 0) + 1
-    return {
-        "count": len(rows),
-        "successes": counts.get("success", 0),
-        "failed_to_download": sum(row["status"] == "failed_to_download" for row in rows),
-        "failed_to_resize": sum(row["status"] == "failed_to_resize" for row in rows),
-        "duration": 0.0,
-        "start_time": 0.0,
-        "end_time": 0.0,
-        "status_dict": counts,
+        "punsafe": round(unsafe, 6),
     }

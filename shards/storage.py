@@ -9,27 +9,26 @@ from __future__ import annotations
 import os
 import re
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from shards.errors import NOT_FOUND, NotFound, StorageError, explain
-from shards.globs import compile_stars, expand_braces, has_stars, is_pattern, split_root
+from shards.errors import NO_BUCKET, NOT_FOUND, NotFound, StorageError, Unavailable, explain
+from shards.local_file import write_local
+from shards.object_store import ONE_PUT_BYTES, Opened, Patience, RangedFile, open_store, root_of, shown
 
-__all__ = ["Entry", "NotFound", "Storage", "StorageError", "resolve_inputs"]
+__all__ = ["Entry", "NotFound", "Storage", "StorageError", "Unavailable"]
 
+T = TypeVar("T")
 Data: TypeAlias = bytes | bytearray | memoryview | pa.Buffer
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp\Z")
-# Linux takes at most this many pieces in one call.
-_MAX_PIECES = 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,19 +43,25 @@ class Entry:
 class Storage:
     """Files below a root folder, named by relative paths with `/`. Can be pickled; holds no credentials of its own."""
 
-    def __init__(self, filesystem: fs.FileSystem, root: str, uri: str) -> None:
-        """`root` is the folder inside `filesystem`; `uri` is what messages and configurations call it."""
-        self._fs = filesystem
+    def __init__(self, filesystem: fs.FileSystem | None, root: str, uri: str) -> None:
+        """`root` is the folder inside `filesystem`; `uri` is what messages and configurations call it.
+
+        filesystem: None for an object store, which is opened by its uri when it is first asked for something.
+        """
+        self._given = filesystem
+        self._opened: Opened | None = None
         self._root = root.rstrip("/")
         self.uri = uri
         self.is_local = isinstance(filesystem, fs.LocalFileSystem)
+        self._patience = Patience()
+        self._bucket_stands = False
 
     @classmethod
     def open(cls, uri: str) -> Storage:
         """A root from a path (relative ones begin at the current folder), `file://`, `s3://` or `gs://`.
 
         Credentials, region and endpoint come from the environment as the stores' own tools read them
-        (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...); a uri with a password in it is refused. Nothing is created.
+        (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, ...); a uri with credentials or options in it is refused. Nothing is made.
         """
         scheme, separator, location = uri.partition("://")
         scheme = scheme.lower()
@@ -65,20 +70,43 @@ class Storage:
             path = os.path.abspath(path)
             return cls(fs.LocalFileSystem(), path, path)
         if scheme not in ("s3", "gs"):
-            raise StorageError(f"{uri}: {scheme}:// is not known: use a local path, file://, s3:// or gs://")
-        bucket, _, folder = location.rstrip("/").partition("/")
-        if "@" in bucket:
-            raise StorageError(f"{scheme}:// with credentials in it: put them into the environment instead")
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
-            raise StorageError(f"{uri}: {bucket!r} is no bucket's name: write {scheme}://bucket/folder")
-        # Small files then go up in one request instead of three; and nobody waits a quarter of an hour for credentials.
-        options = "allow_delayed_open=true" if scheme == "s3" else "retry_limit_seconds=60"
+            raise StorageError(f"{shown(uri)}: {scheme}:// is not known: use a local path, file://, s3:// or gs://")
+        root = root_of(uri)
+        return cls(None, root, f"{scheme}://{root}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An object store is opened again where it arrives, with the credentials that are there.
+        return Storage, (self._given, self._root, self.uri)
+
+    @property
+    def _fs(self) -> fs.FileSystem:
+        return self._store().plain if self._given is None else self._given
+
+    def _store(self) -> Opened:
+        if self._opened is None:
+            self._opened = open_store(self.uri)
+        return self._opened
+
+    def must_answer(self) -> None:
+        """Raises `StorageError` where the root cannot be asked for: a store out of reach, credentials, no such bucket.
+
+        For the begin of a run: a store that does not answer at all is told within seconds; one that answers that it is
+        busy is waited for. A folder need not be there.
+        """
+        if self.is_local:
+            return
+
+        def look() -> fs.FileInfo:
+            return self._fs.get_file_info(self._root)
+
         try:
-            filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}?{options}")
-        except (OSError, pa.ArrowException) as error:
-            raise explain("open", uri, error) from error
-        root = f"{bucket}/{folder}".rstrip("/")
-        return cls(filesystem, root, f"{scheme}://{root}")
+            info = self._do("reach", "", look, patience_s=0.0)
+        except Unavailable as error:
+            if not error.answered:
+                raise
+            info = self._do("reach", "", look)
+        if info.type == fs.FileType.NotFound:
+            self._must_have_bucket()
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -87,72 +115,105 @@ class Storage:
         """The full name of a path, for messages and for other tools."""
         return f"{self.uri.rstrip('/')}/{rel}" if rel else self.uri
 
+    def info(self, rel: str = "") -> fs.FileInfo:
+        """What Arrow says of a path: a file, a folder, or nothing there."""
+        return self._do("look at", rel, lambda: self._fs.get_file_info(self._path(rel)))
+
+    def parent(self) -> Storage:
+        """The folder above the root."""
+        return Storage(self._given, self._root.rpartition("/")[0], self.uri.rpartition("/")[0] or "/")
+
     def exists(self, rel: str) -> bool:
         """Whether a file (not a folder) stands there."""
-        with self._explaining("look at", rel):
-            return bool(self._fs.get_file_info(self._path(rel)).type == fs.FileType.File)
+        return bool(self.info(rel).type == fs.FileType.File)
 
     def size(self, rel: str) -> int:
         """Bytes of a file; `NotFound` if there is none."""
-        with self._explaining("look at", rel):
-            info = self._fs.get_file_info(self._path(rel))
+        info = self.info(rel)
         if info.type != fs.FileType.File:
             self._missing(rel)
         return int(info.size)
 
     def read(self, rel: str) -> bytes:
         """The bytes of a file."""
-        with self._explaining("read", rel), self._fs.open_input_file(self._path(rel)) as file:
-            return bytes(file.read())
+
+        def read() -> bytes:
+            with self._fs.open_input_file(self._path(rel)) as file:
+                return bytes(file.read())
+
+        return self._do("read", rel, read)
 
     def view(self, rel: str) -> pa.Buffer:
         """A file as a buffer: mapped on a local disk (nothing is read before it is looked at), else read whole.
 
         The file must not be cut off while it is mapped; files that `write` replaces keep their mapping.
         """
-        with self._explaining("read", rel):
+
+        def view() -> pa.Buffer:
             if self.is_local:
                 return pa.memory_map(self._path(rel)).read_buffer()
             with self._fs.open_input_file(self._path(rel)) as file:
                 return file.read_buffer()
 
+        return self._do("read", rel, view)
+
     def view_range(self, rel: str, start: int, stop: int) -> pa.Buffer:
         """Bytes [start, stop) of a file, mapped or read by one request; an error if the file ends before `stop`."""
         if not 0 <= start <= stop:
             raise ValueError(f"no range of bytes: {start} to {stop}")
-        if self.is_local:
-            buffer = self.view(rel)[start:stop]
-        else:
-            with self._explaining("read", rel), self._fs.open_input_file(self._path(rel)) as file:
+
+        def view() -> pa.Buffer:
+            with self._fs.open_input_file(self._path(rel)) as file:
                 file.seek(start)
-                buffer = file.read_buffer(stop - start)
+                return file.read_buffer(stop - start)
+
+        buffer = self.view(rel)[start:stop] if self.is_local else self._do("read", rel, view)
         if buffer.size < stop - start:
-            raise StorageError(f"cannot read {self.where(rel)}: it ends before byte {stop}: has it been replaced?")
+            self._ends_before(rel, stop)
         return buffer
 
     def open_input(self, rel: str) -> pa.NativeFile:
-        """A file open for reading at any position, as Parquet's reader wants it; the caller closes it."""
-        with self._explaining("read", rel):
-            return self._fs.open_input_file(self._path(rel))
+        """A file open for reading at any position, as Parquet's reader wants it; the caller closes it.
 
-    def write(self, rel: str, data: Data | Sequence[Data]) -> None:
+        On an object store each read is a ranged request with this storage's patience, and fails with `StorageError`.
+        """
+        native = self._do("read", rel, lambda: self._fs.open_input_file(self._path(rel)))
+        if self.is_local:
+            return native
+        return pa.PythonFile(RangedFile(native.size(), self._reader(rel, native)), mode="r")
+
+    def reader(self, rel: str) -> Callable[[int, int], bytes]:
+        """A function that gives bytes [start, stop) of a file, for many small parts of it; may be called by threads."""
+        return self._reader(rel, self._do("read", rel, lambda: self._fs.open_input_file(self._path(rel))))
+
+    def _reader(self, rel: str, native: pa.NativeFile) -> Callable[[int, int], bytes]:
+        def read_at(start: int, stop: int) -> bytes:
+            data: bytes = self._do("read", rel, lambda: native.read_at(stop - start, start))
+            if len(data) < stop - start:
+                self._ends_before(rel, stop)
+            return data
+
+        return read_at
+
+    def write(self, rel: str, data: Data | Sequence[Data], durable: bool = False) -> None:
         """Writes a file whole, in place of one that stands there; folders above it are made.
 
         The pieces of a sequence are written one after the other without being joined. If anything fails, what stood
-        there before stands there still. The bytes outlive every process; a power cut right after may lose them.
+        there before stands there still. The bytes outlive every process; those of a local file that is not `durable`
+        may be lost by a power cut soon after. What another file will vouch for is written durably, and so is that file.
         """
         pieces: Sequence[Data] = [data] if isinstance(data, bytes | bytearray | memoryview | pa.Buffer) else data
-        with self._explaining("write", rel):
-            if self.is_local:
-                _write_local(self._path(rel), [memoryview(piece).cast("B") for piece in pieces])
-            else:
-                self._upload(self._path(rel), [pa.py_buffer(piece) for piece in pieces])
+        if self.is_local:
+            views = [memoryview(piece).cast("B") for piece in pieces]
+            self._do("write", rel, lambda: write_local(self._path(rel), views, durable))
+        else:
+            buffers = [pa.py_buffer(piece) for piece in pieces]
+            self._do("write", rel, lambda: self._upload(self._path(rel), buffers))
 
     def delete(self, rel: str, missing_ok: bool = True) -> None:
         """Deletes a file."""
         try:
-            with self._explaining("delete", rel):
-                self._fs.delete_file(self._path(rel))
+            self._do("delete", rel, lambda: self._fs.delete_file(self._path(rel)))
         except NotFound:
             if not missing_ok:
                 raise
@@ -160,11 +221,12 @@ class Storage:
     def list(self, folder: str = "", suffix: str = "", recursive: bool = False) -> list[Entry]:
         """The files of a folder whose names end with `suffix`, sorted by path; none if there is no such folder.
 
-        Temporary files of `write` are left out.
+        Temporary files of `write` are left out. A bucket that is not there is an error.
         """
-        with self._explaining("list", folder):
-            selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
-            infos = self._fs.get_file_info(selector)
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=recursive)
+        infos = self._do("list", folder, lambda: self._fs.get_file_info(selector))
+        if not infos:
+            self._must_have_bucket()
         skip = len(self._root) + 1
         return sorted(
             Entry(info.path[skip:], int(info.size), None if info.mtime_ns is None else info.mtime_ns / 1e9)
@@ -184,10 +246,15 @@ class Storage:
         for folder, _, names in os.walk(self._root):
             for name in filter(_TEMPORARY.match, names):
                 path = os.path.join(folder, name)
-                with suppress(NotFound), self._explaining("delete", os.path.relpath(path, self._root)):
-                    if os.stat(path).st_mtime < oldest:
+
+                def sweep(path: str = path) -> bool:
+                    old = os.stat(path).st_mtime < oldest
+                    if old:
                         os.unlink(path)
-                        count += 1
+                    return old
+
+                with suppress(NotFound):
+                    count += self._do("delete", os.path.relpath(path, self._root), sweep)
         return count
 
     def _path(self, rel: str) -> str:
@@ -198,113 +265,46 @@ class Storage:
     def _missing(self, rel: str) -> NoReturn:
         raise NotFound(f"cannot read {self.where(rel)}: {NOT_FOUND}")
 
-    @contextmanager
-    def _explaining(self, action: str, rel: str) -> Iterator[None]:
+    def _ends_before(self, rel: str, stop: int) -> NoReturn:
+        raise StorageError(f"cannot read {self.where(rel)}: it ends before byte {stop}: has it been replaced?")
+
+    def _must_have_bucket(self) -> None:
+        """Listings of a bucket that is not there are empty, as those of a folder that is not there."""
+        if self._bucket_stands or self._given is not None:
+            return
+        bucket = self._root.partition("/")[0]
         try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            raise explain(action, self.where(rel), error) from error
+            info = self._do("reach", "", lambda: self._fs.get_file_info(bucket))
+        except Unavailable:
+            raise
+        except StorageError:
+            return  # those who may list a folder need not be allowed to look at the bucket
+        if info.type == fs.FileType.NotFound:
+            raise NotFound(f"cannot reach {self.uri}: {NO_BUCKET}")
+        self._bucket_stands = True
+
+    def _do(self, action: str, rel: str, work: Callable[[], T], patience_s: float | None = None) -> T:
+        """The result of `work`; its errors in one line, and on an object store repeated while they may pass."""
+
+        def once() -> T:
+            try:
+                return work()
+            except (OSError, pa.ArrowException) as error:
+                raise explain(action, self.where(rel), error) from error
+
+        return once() if self.is_local else self._patience.ask(once, patience_s)
 
     def _upload(self, path: str, pieces: Sequence[pa.Buffer]) -> None:
         # Closing a stream publishes what it was given so far, and so does its destructor. In a thread of its own, no
         # signal (Ctrl-C, a cancelled Ray task) can come between the first piece and the close.
+        large = sum(piece.size for piece in pieces) >= ONE_PUT_BYTES
+
         def upload() -> None:
-            stream = self._fs.open_output_stream(path, compression=None)
+            parts = self._store().parts if large and self._given is None else self._fs
+            stream = parts.open_output_stream(path, compression=None)
             for piece in pieces:
                 stream.write(piece)
             stream.close()
 
         with ThreadPoolExecutor(1) as pool:
             pool.submit(upload).result()
-
-
-def resolve_inputs(path: str, suffixes: tuple[str, ...]) -> tuple[Storage, list[Entry]]:
-    """The input files a configuration names, sorted by path: a file, a folder, or a pattern of `shards.globs`.
-
-    A folder stands for all files below it that end with one of `suffixes`, except in hidden and `_folders`. Entries are
-    relative to the storage's root: the folder, or the part of a pattern before its first special character. Raises
-    `StorageError` where nothing is found, or where files that braces name are missing.
-    """
-    if re.match(r"\w+://[^/]*[{*?\[]", path):
-        raise StorageError(f"{path}: a pattern cannot stand for buckets: name one")
-    storage = Storage.open(path)
-    info = _root_info(storage)
-    if info.type == fs.FileType.File:
-        parent, _, name = storage.uri.rpartition("/")
-        storage, names = Storage(storage._fs, storage._root.rpartition("/")[0], parent or "/"), [name]
-        found = [Entry(name, int(info.size), None if info.mtime_ns is None else info.mtime_ns / 1e9)]
-    elif info.type == fs.FileType.Directory:
-        listing = storage.list(recursive=True)
-        found = [entry for entry in listing if not re.search(r"(?:^|/)[._]", entry.path)]
-        names = ["**"]
-    elif is_pattern(path):
-        root, pattern = split_root(path)
-        storage = Storage.open(root)
-        if _root_info(storage).type != fs.FileType.Directory:
-            raise NotFound(f"{path}: there is no folder {storage.uri}: check the path")
-        try:
-            names = list(expand_braces(pattern))
-            found = _match(path, names, storage.list(recursive="/" in pattern or "**" in pattern))
-        except ValueError as error:
-            raise StorageError(f"{path}: {error}") from None
-    else:
-        raise NotFound(f"cannot read {path}: {NOT_FOUND}")
-    wanted = [entry for entry in found if entry.path.endswith(suffixes)]
-    wrong = [name for name in names if not has_stars(name) and not name.endswith(suffixes)]
-    if wrong or not wanted:
-        other = f"{wrong[0]} is none" if wrong else f"it holds {len(found)} other files" if found else "it is empty"
-        raise StorageError(f"{path}: no input with the ending {' or '.join(suffixes)}: {other}")
-    return storage, wanted
-
-
-def _root_info(storage: Storage) -> fs.FileInfo:
-    with storage._explaining("look at", ""):
-        return storage._fs.get_file_info(storage._path(""))
-
-
-def _match(path: str, names: list[str], listing: list[Entry]) -> list[Entry]:
-    """The files of a listing that the names stand for, once each; `NotFound` if a name stands for none."""
-    by_path = {entry.path: entry for entry in listing}
-    found: dict[str, Entry] = {}
-    missing: list[str] = []
-    for name in names:
-        if has_stars(name):
-            stars = compile_stars(name)
-            hits = [entry for entry in listing if stars.match(entry.path)]
-        else:
-            hits = [by_path[name]] if name in by_path else []
-        found.update((entry.path, entry) for entry in hits)
-        if not hits:
-            missing.append(name)
-    if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise NotFound(f"{path}: {len(missing)} of {len(names)} names have no file: {first}: complete the input first")
-    return sorted(found.values())
-
-
-def _write_local(path: str, pieces: list[memoryview]) -> None:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
-    try:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            _write_pieces(file, [piece for piece in pieces if len(piece)])
-        finally:
-            os.close(file)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _write_pieces(file: int, pieces: list[memoryview]) -> None:
-    at = 0
-    while at < len(pieces):
-        written = os.writev(file, pieces[at : at + _MAX_PIECES])
-        while at < len(pieces) and written >= len(pieces[at]):
-            written -= len(pieces[at])
-            at += 1
-        if written:
-            pieces[at] = pieces[at][written:]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
@@ -35,6 +35,17 @@ _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 class TarError(ValueError):
     """An archive is damaged, cut off or not a tar: one line that names the byte."""
+
+
+class Window(Protocol):
+    """An archive that is not in memory as a whole: gives the bytes of a slice, by positions in the archive."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> bytes | memoryview: ...
+
+
+Archive: TypeAlias = pa.Buffer | memoryview | bytes | Window
 
 
 class Member(NamedTuple):
@@ -69,14 +80,14 @@ class Shard(NamedTuple):
     sha256: str
 
 
-def scan(buffer: pa.Buffer | memoryview | bytes, start: int = 0, stop: int | None = None) -> Iterator[Member]:
+def scan(archive: Archive, start: int = 0, stop: int | None = None) -> Iterator[Member]:
     """Yields the regular files between two member boundaries, in their order (ustar, GNU and pax headers).
 
     Folders, links and devices are passed over. An archive may end at a member boundary without zero blocks, as tars
     do that were appended to; every other cut, a checksum that does not fit, and sparse members raise `TarError` after
     all whole members before them were yielded. A cut-off last member is not yielded.
     """
-    view = memoryview(buffer).cast("B")
+    view = _view(archive)
     end = len(view) if stop is None else min(stop, len(view))
     if not len(view):
         raise TarError("the file is empty (0 bytes)")
@@ -177,20 +188,27 @@ def group(members: Iterable[Member]) -> Iterator[TarSample]:
         yield TarSample(key, parts, start, stop)
 
 
-def cut(buffer: pa.Buffer | memoryview | bytes, max_samples: int, max_bytes: int) -> list[tuple[int, int, int]]:
+def cut(archive: Archive, max_samples: int, max_bytes: int) -> list[tuple[int, int, int]]:
     """Cuts an archive into byte ranges (start, stop, samples) at sample boundaries, none above either limit.
 
-    A single sample may be larger than `max_bytes`; samples of one key stay together. The ranges cover the buffer from
+    A single sample may be larger than `max_bytes`; samples of one key stay together. The ranges cover the archive from
     0 to its end without a gap, also when it is damaged: scanning the last one then raises what is wrong.
     """
+    view = _view(archive)
+    return cut_samples(group(scan(view)), len(view), max_samples, max_bytes)
+
+
+def cut_samples(
+    samples: Iterable[TarSample], size: int, max_samples: int, max_bytes: int
+) -> list[tuple[int, int, int]]:
+    """`cut` for the samples of an archive of `size` bytes, for callers that look at them on the way."""
     if max_samples < 1 or max_bytes < 1:
         raise ValueError(f"limits must be at least 1, not {max_samples} samples and {max_bytes} bytes")
     ranges: list[tuple[int, int, int]] = []
     start = count = 0
     previous: str | None = None
-    size = len(memoryview(buffer).cast("B"))
     try:
-        for sample in group(scan(buffer)):
+        for sample in samples:
             full = count >= max_samples or sample.stop - start > max_bytes
             if count and full and sample.key != previous:
                 ranges.append((start, sample.start, count))
@@ -247,11 +265,15 @@ def build_shard(samples: Iterable[tuple[str, Sequence[tuple[str, bytes | memoryv
     return Shard(pieces, offsets, position + 2 * BLOCK, digest.hexdigest())
 
 
+def _view(archive: Archive) -> memoryview | Window:
+    return memoryview(archive).cast("B") if isinstance(archive, pa.Buffer | memoryview | bytes) else archive
+
+
 def _padded(size: int) -> int:
     return size + -size % BLOCK
 
 
-def _verify(block: bytes, position: int, view: memoryview) -> None:
+def _verify(block: bytes, position: int, view: memoryview | Window) -> None:
     """Raises `TarError` unless the header's checksum fits, as unsigned bytes or, like old archives, as signed ones."""
     match = _OCTAL.match(block[148:156])
     if match:
@@ -265,7 +287,7 @@ def _verify(block: bytes, position: int, view: memoryview) -> None:
     raise TarError(f"damaged at byte {position}: the checksum of the header does not fit")
 
 
-def _refuse_compressed(view: memoryview, position: int) -> None:
+def _refuse_compressed(view: memoryview | Window, position: int) -> None:
     # Asked only where the first header is bad: a member may be called BZh.jpg.
     for start, name in _COMPRESSED.items():
         if position == 0 and view[: len(start)] == start:

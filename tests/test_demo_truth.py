@@ -1,7 +1,12 @@
-"""The whole pipeline on the demo web, judged by the truth that it never reads."""
+"""The whole way of the demo, from its URL list to shards, judged by the truth that no step of it reads."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,9 @@ from curation.config import load
 from curation.run import Result, run
 from demo.clip import ensure_clip
 from demo.defects import DEFECTS, DIRT
-from demo.web import build_web
+from demo.download import served
+from demo.faults import FAULTS, ODDITIES
+from demo.web import PER_PACK
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/demo"
@@ -22,40 +29,96 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def demo_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Result, Path]]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw tars of the demo's web, downloaded afresh: what `make demo` has fetched may be of yesterday's downloader."""
+    web = tmp_path_factory.mktemp("pairs") / "web"
+    said: list[str] = []
+    with served(FOLDER, 3000, 0, said.append, stale=(ROOT / "runs/demo",)):
+        command = [sys.executable, "-m", "curation", "download", "demo", "--set", f"input.path={web}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (said, done.stderr)
+    return web
+
+
+@pytest.fixture(scope="session")
+def demo_run(ray_local: None, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Result, Path]]:
     """The demo of `make demo`, with its output elsewhere."""
-    build_web(FOLDER, 3000, 0)
     ensure_clip(FOLDER / "clip")
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         profile = load(ROOT / "pipelines.yaml").profile("demo", [f"output.path={out}"])
-        profile = profile.model_copy(update={"input": profile.input.model_copy(update={"path": str(FOLDER / "web")})})
+        profile = profile.model_copy(update={"input": profile.input.model_copy(update={"path": str(pairs)})})
         yield run(profile), out / "demo"
 
 
 @pytest.fixture(scope="session")
-def rows(demo_run: tuple[Result, Path]) -> dict[str, Row]:
-    """Source key -> ledger row joined with its truth (under `truth`), without the pairs that were never fetched."""
+def listed(demo_run: tuple[Result, Path]) -> list[Row]:
+    """Ledger rows in the order of the URL list, each with its truth (under `truth`)."""
     result, out = demo_run
     assert not result.failed
-    ledger = [row for part in sorted((out / "ledger").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
-    found = {row["source_key"]: row for row in ledger if not (row["reason"] or "").startswith("fetch:")}
-    truth = {row["key"]: row for row in pq.read_table(FOLDER / "truth.parquet").to_pylist()}
-    assert found.keys() == truth.keys()
-    return {key: {**row, "truth": truth[key]} for key, row in found.items()}
+    ledger = [row for part in (out / "ledger").glob("*.parquet") for row in pq.read_table(part).to_pylist()]
+    ledger.sort(key=lambda row: row["source_key"])
+    assert [int(row["source_key"][:5]) * PER_PACK + int(row["source_key"][5:]) for row in ledger] == list(
+        range(len(ledger))
+    )
+    truth = pq.read_table(FOLDER / "truth.parquet").to_pylist()
+    return [{**row, "truth": fact} for row, fact in zip(ledger, truth, strict=True)]
 
 
-def test_every_input_sample_has_one_ledger_row(demo_run: tuple[Result, Path]) -> None:
-    result, out = demo_run
-    listed = sum(pq.read_metadata(path).num_rows for path in (FOLDER / "web").glob("*.parquet"))
-    ledger = sum(pq.read_metadata(path).num_rows for path in (out / "ledger").glob("*.parquet"))
-    totals = result.totals
-    assert listed == ledger == totals.listed
+@pytest.fixture(scope="session")
+def rows(listed: list[Row]) -> dict[str, Row]:
+    """Source key -> ledger row, of the samples whose image is to arrive."""
+    return {row["source_key"]: row for row in listed if row["truth"]["fault"] is None}
+
+
+def test_every_row_of_the_list_has_one_ledger_row(demo_run: tuple[Result, Path], listed: list[Row]) -> None:
+    totals = demo_run[0].totals
+    in_list = [row for path in sorted((FOLDER / "urls").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert totals.listed == len(in_list) == len(listed) == 3250
     assert totals.seen == 3000
     assert totals.kept + sum(totals.reasons.values()) == totals.listed
-    keys = [key for path in (out / "ledger").glob("*.parquet") for key in pq.read_table(path)["key"].to_pylist()]
-    assert len(set(keys)) == len(keys)
+    assert len({row["key"] for row in listed}) == len(listed)
+    for row, source in zip(listed, in_list, strict=True):
+        assert (row["url"], row["caption_raw"]) == (source["URL"], source["TEXT"])
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_planted_fault_has_its_exact_reason(listed: list[Row], fault: Any) -> None:
+    planted = [row for row in listed if row["truth"]["fault"] == fault.name]
+    assert planted
+    assert {row["reason"] for row in planted} == {f"fetch:{fault.why}"}, [row["source"] for row in planted[:3]]
+    assert all(row["truth"]["fetch"] == fault.why for row in planted)
+
+
+def test_nothing_else_fails_to_arrive(rows: dict[str, Row]) -> None:
+    failed = [row for row in rows.values() if (row["reason"] or "").startswith("fetch:")]
+    assert not failed, [(row["reason"], row["truth"]["oddity"], row["source"]) for row in failed[:5]]
+    assert {row["truth"]["oddity"] for row in rows.values()} == {None, *(oddity.name for oddity in ODDITIES)}
+
+
+def test_the_bytes_in_the_tars_are_those_of_the_site(pairs: Path, rows: dict[str, Row]) -> None:
+    found = {}
+    for path in sorted(pairs.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if extension not in ("txt", "json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    found[key] = hashlib.sha256(file.read()).hexdigest()
+    assert found == {key: row["truth"]["sha256"] for key, row in rows.items()}
+
+
+def test_what_the_list_knows_is_in_the_ledger(rows: dict[str, Row]) -> None:
+    sources = [json.loads(row["source"]) for row in rows.values()]
+    assert all({"punsafe", "pwatermark", "nsfw", "sample_id"} <= source.keys() for source in sources)
+    stale = [
+        row["source_key"]
+        for row, source in zip(rows.values(), sources, strict=True)
+        if row["format"] and "source_width" in source and {source["source_width"]} - {row["width"], row["height"]}
+    ]
+    assert 0.01 < len(stale) / len(rows) < 0.08  # sizes that have changed since the crawl: the image's own counts
 
 
 def recall(rows: dict[str, Row], defect: str) -> tuple[float, list[Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -73,12 +75,72 @@ class PixelsDie(PixelsWhere):
 
 
 class Slow(Where):
+    """Its scores, and those of all below, are the same in every run."""
+
+    seconds: float = 1.0
+
     def meet(self, boom: bool) -> None:
-        time.sleep(1)
+        time.sleep(self.seconds)
 
     def score(self, samples: Any) -> Any:
         super().score(samples)
         return {"process": pa.array([0] * len(samples), pa.int64())}
+
+
+class PixelsSlow(Slow):
+    @property
+    def needs(self) -> frozenset[Any]:
+        return frozenset({"pixels"})
+
+
+class Gate(Slow):
+    """Waits, where it meets a boom (or `always`), until `folder/open` stands; `arrive` tells who waits and where."""
+
+    folder: str
+    always: bool = False
+
+    def meet(self, boom: bool) -> None:
+        if boom or self.always:
+            self.arrive()
+
+    def arrive(self) -> None:
+        import ray
+
+        folder = Path(self.folder)
+        about = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        (folder / f"new-{os.getpid()}-{time.monotonic_ns()}").write_text(json.dumps(about))
+        for path in folder.glob(f"new-{os.getpid()}-*"):
+            path.rename(folder / path.name.replace("new", "arrived"))
+        deadline = time.monotonic() + 200
+        while not (folder / "open").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+class PixelsGate(Gate):
+    @property
+    def needs(self) -> frozenset[Any]:
+        return frozenset({"pixels"})
+
+
+class SetupGate(PixelsGate):
+    """Waits in the constructor of the actor."""
+
+    def setup(self, device: str = "cpu", batch_size: int | None = None) -> Any:
+        self.arrive()
+        return super().setup(device, batch_size)
+
+    def meet(self, boom: bool) -> None:
+        pass
+
+
+class Moody(Slow):
+    """Raises where it meets a boom, until `folder/open` stands."""
+
+    folder: str
+
+    def meet(self, boom: bool) -> None:
+        if boom and not (Path(self.folder) / "open").exists():
+            raise ZeroDivisionError("not before it is mended")
 
 
 class SetupRaises(Where):

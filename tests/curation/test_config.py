@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from curation.config import ConfigError, Pipelines, load
+from curation.plan import make_plan
 from filters.min_size import MinSize
 from filters.pattern_defaults import DEFAULT_RULES
 from filters.patterns import Patterns
+from shards.storage import StorageError
 
 GOOD = """\
 profiles:
@@ -46,6 +50,58 @@ def test_a_profile_is_complete_with_defaults(tmp_path: Path) -> None:
 
 def test_the_repository_s_own_file_is_valid() -> None:
     assert "demo" in load(Path(__file__).parents[2] / "pipelines.yaml").validate()
+
+
+# Table 2 of the paper: cleaned / original pairs. The first five in English and LAION-zh are web pairs, with eight rules.
+TABLE_2 = {
+    "laion_en": (280e6, 2e9, True),
+    "laion_coco": (300e6, 600e6, True),
+    "datacomp": (300e6, 1.4e9, True),
+    "coyo": (200e6, 700e6, True),
+    "cc12m": (8e6, 12e6, False),
+    "cc3m": (3e6, 3e6, False),
+    "sbu": (0.8e6, 1e6, False),
+    "coco": (0.6e6, 0.6e6, False),
+    "laion_zh": (105e6, 108e6, True),
+    "in_house": (220e6, 220e6, False),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_the_paper_s_ten_sources_are_profiles(name: str) -> None:
+    profile = load(Path(__file__).parents[2] / "pipelines.yaml").profile(name)
+    cleaned, original, web = TABLE_2[name]
+    assert profile.target_retention == pytest.approx(cleaned / original, abs=0.011)  # the paper's own rounding
+    rules = ["aspect_ratio", "min_size", "language", "emoji", "text_length", "clip_score"] if web else ["text_length"]
+    assert [rule.name for rule in profile.filters.values()] == rules
+    assert [mapper.name for mapper in profile.mappers][:1] == (
+        ["html"] if web else ["patterns"] * (profile.target_retention < 1)
+    )
+    if name == "in_house":
+        assert (profile.download, profile.input.format) == (None, "webdataset")
+    else:
+        assert profile.download is not None
+        assert profile.download.opt_out
+        assert not profile.download.allow_private_hosts
+        assert profile.input.path == f"data/raw/{name}"
+    if web:
+        model = profile.filters["clip_score"].model_dump()["model"]
+        assert model.startswith("xlm-roberta") == (profile.languages == ("zh",))
+
+
+def test_a_source_that_was_kept_whole_keeps_any_caption() -> None:
+    captions = pa.table({"caption": pa.array(["a", "狗", "🐶", "x " * 200], pa.large_string())})
+    for name in ("cc3m", "coco", "in_house", "cc12m", "sbu"):
+        rule = load(Path(__file__).parents[2] / "pipelines.yaml").profile(name).filters["text_length"]
+        assert rule.keep(pa.table(dict(rule.score(captions)))).to_pylist() == [True] * 4
+
+
+def test_checking_all_profiles_loads_no_model() -> None:
+    """Ten profiles with CLIP models are checked in seconds, without a network."""
+    code = "import sys; from curation.__main__ import main; s = main(['validate']); print(s, 'torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 
 def test_the_templates_are_valid_once_uncommented(tmp_path: Path) -> None:
@@ -240,3 +296,62 @@ def test_thresholds_change_the_decision_and_nothing_else(tmp_path: Path) -> None
     assert before.score != harder.score
     elsewhere = pipelines(tmp_path).profile("one", ["output.path=x", "resources.read.num_cpus=2"]).fingerprints()
     assert elsewhere == before
+
+
+FETCHED = GOOD.replace("webdataset", "img2dataset").replace(
+    "    filters:", "    download: {urls: lists/*.parquet, source: laion}\n    filters:"
+)
+
+
+def test_a_download_is_complete_with_defaults(tmp_path: Path) -> None:
+    text = FETCHED.replace("source: laion", "source: laion, resize: {mode: keep_ratio, size: 512}")
+    download = load(write(tmp_path, text)).profile("one").download
+    assert download is not None
+    assert (download.samples_per_shard, download.processes, download.threads, download.retries) == (10_000, None, 64, 0)
+    assert (download.timeout_s, download.max_seconds, download.max_bytes) == (10, 30, 32 * 2**20)
+    assert (download.opt_out, download.allow_private_hosts, download.user_agent_token) == (True, False, None)
+    assert download.resize is not None
+    assert (download.resize.only_if_bigger, download.resize.quality) == (True, 92)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("img2dataset", "webdataset", ":3: one.input.format: must be img2dataset, which is what `download` writes, not webdataset"),
+        ("path: in", "path: in/*.tar", ":3: one.input.path: must be a plain folder: `download` writes its tars there, not 'in/*.tar'"),
+        ("path: in", "path: 'in/{0..3}'", ":3: one.input.path: must be a plain folder"),
+        ("path: in", "path: in/0.tar", ":3: one.input.path: must be a plain folder"),
+        ("source: laion", "source: lion", ":4: one.download.source: Input should be 'laion', 'laion_coco', "),
+        ("source: laion", "source: laion, thread: 4", ":4: one.download.thread: unknown key (did you mean 'threads'?)"),
+        ("urls: lists/*.parquet, ", "", ":4: one.download.urls: is required and has no default"),
+        ("source: laion", "source: laion, resize: {mode: no, size: 3}", ":4: one.download.resize.mode: Input should be 'keep_ratio', "),
+        ("source: laion", "source: laion, resize: {mode: border, siz: 3}", ":4: one.download.resize.siz: unknown key (did you mean 'size'?)"),
+        ("source: laion", "source: laion, opt_out: 0", ":4: one.download.opt_out: Input should be a valid boolean, not 0"),
+        ("source: laion", "source: laion, max_seconds: 0", ":4: one.download.max_seconds: Input should be greater than 0, not 0"),
+        ("source: laion", 'source: laion, user_agent_token: "a b"', ":4: one.download.user_agent_token: String should match pattern"),
+    ],
+)  # fmt: skip
+def test_each_mistake_in_a_download_is_told(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    found = problems_of(tmp_path, FETCHED.replace(old, new, 1))
+    assert any(problem.startswith(expected) for problem in found), found
+    assert all("download" in problem for problem in found)
+
+
+def test_a_download_changes_no_score_and_no_decision(tmp_path: Path) -> None:
+    prints = load(write(tmp_path, FETCHED)).profile("one").fingerprints()
+    plain = load(write(tmp_path, GOOD.replace("webdataset", "img2dataset"))).profile("one")
+    assert plain.download is None
+    assert plain.fingerprints() == prints
+    other = ["download.source=coyo", "download.resize={mode: border, size: 9}", "download.max_bytes=1"]
+    assert load(write(tmp_path, FETCHED)).profile("one", other).fingerprints() == prints
+
+
+@pytest.mark.parametrize("there", [[], ["in/download.json"]])
+def test_a_plan_before_the_download_tells_the_next_step(tmp_path: Path, there: list[str]) -> None:
+    for name in there:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    profile = load(write(tmp_path, FETCHED.replace("path: in", f"path: {tmp_path}/in"))).profile("one")
+    with pytest.raises(StorageError) as caught:
+        make_plan(profile)
+    assert str(caught.value) == f"{tmp_path}/in: holds nothing yet: run `python -m curation download one` first"

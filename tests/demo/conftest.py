@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from demo.web import build_web
 
-SAMPLES = 280  # more than one tar
+SAMPLES = 280  # more than one pack
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +21,10 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def truth(web: Path) -> dict[str, dict[str, object]]:
-    return {row["key"]: row for row in pq.read_table(web / "truth.parquet").to_pylist()}
+def truth(web: Path) -> list[dict[str, Any]]:
+    """The rows of truth in the order of the list."""
+    rows: list[dict[str, Any]] = pq.read_table(web / "truth.parquet").to_pylist()
+    return rows
 
 
 @pytest.fixture(scope="session")

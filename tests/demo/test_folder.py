@@ -11,8 +11,8 @@ import pytest
 
 from demo import folder as folder_module
 from demo.clip import ensure_clip
-from demo.folder import FolderError, prepare, sweep, work_folder
-from demo.web import build_web
+from demo.folder import FolderError, alone, prepare, sweep, work_folder
+from demo.web import PARTS, build_web
 
 
 def _dead_process() -> int:
@@ -94,10 +94,31 @@ def test_a_killed_build_is_swept_by_the_next(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "demo", "web", "--samples", "3000", "--workers", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(build, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".web-*/web/*.tar")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".web-*/site/*.pack")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(list(tmp_path.glob(".web-*"))) == 1
     assert build_web(tmp_path, 3, workers=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scenes.parquet", "truth.parquet", "web", "web.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PARTS, "web.json"])
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from demo.folder import alone\n"
+        f"with alone(Path({str(tmp_path)!r}), lambda: None): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    waited = []
+
+    def wait() -> None:
+        waited.append(True)
+        other.kill()  # its lock ends with it
+
+    with alone(tmp_path, wait):
+        assert waited == [True]
+    with alone(tmp_path, lambda: pytest.fail("nobody holds it")):
+        pass
+    other.communicate()

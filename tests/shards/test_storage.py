@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from shards.storage import Entry, NotFound, Storage, StorageError, resolve_inputs
+from shards.inputs import resolve_inputs
+from shards.storage import Entry, NotFound, Storage, StorageError
 
 ROOT_USER = os.geteuid() == 0
 
@@ -153,7 +154,7 @@ def test_an_object_store_out_of_reach_is_told_in_one_line(monkeypatch: pytest.Mo
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",  # nobody listens
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",
+        "WINNOW_STORE_PATIENCE_S": "0",
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError, match=r"^cannot \w+ s3://bucket/x.*cannot be reached") as caught:

@@ -1,0 +1,1 @@
+"""URL lists -> raw pairs: what runs in the processes that download."""

@@ -1,0 +1,156 @@
+"""The command line for data sets: `python -m shards check DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shards.check_work import Report
+
+# Without a terminal: a line of progress at most this often, seconds.
+LINE_EVERY = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    # Imported here: `--help` must answer at once.
+    from shards.check_work import CheckError
+    from shards.storage import StorageError
+
+    try:
+        status = _check(options)
+        sys.stdout.flush()
+        return status
+    except (CheckError, StorageError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m shards",
+        description="Works on data sets of WebDataset shards.",
+        epilog="example: python -m shards check runs/demo",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    text = (
+        "Compares a data set with its manifests: hashes, counts, indexes, keys, and for a run's folder its ledger. "
+        "Every fault is one line. Exit status: 0 no fault, 1 faults, 2 nothing could be checked."
+    )
+    check = commands.add_parser(
+        "check",
+        help="names every fault of a data set",
+        description=text,
+        epilog="example: python -m shards check s3://bucket/runs/demo --workers 8",
+    )
+    check.add_argument(
+        "folder", metavar="DIR", help="a folder with a manifest.json, or of a run: a path, s3:// or gs://"
+    )
+    check.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes; default: what CPUs and data are worth"
+    )
+    check.add_argument(
+        "--fast", action="store_true", help="names, sizes and counts only: reads manifests, nothing else"
+    )
+    check.add_argument("--json", action="store_true", help="the report as one JSON object")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _check(options: argparse.Namespace) -> int:
+    import json
+
+    from shards.check import check
+    from shards.storage import Storage
+
+    started = time.monotonic()
+    with _Progress() as progress:
+        report = check(Storage.open(options.folder), options.workers, options.fast, progress.told)
+    seconds = time.monotonic() - started
+    if options.json:
+        record = {
+            "where": report.where,
+            "ok": not report.faults,
+            "fast": options.fast,
+            **{name: getattr(report, name) for name in ("units", "shards", "samples", "rows", "bytes")},
+            "seconds": round(seconds, 3),
+            "faults": [fault._asdict() for fault in report.faults],
+            "notes": [note._asdict() for note in report.notes],
+        }
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+    else:
+        for note in report.notes:
+            sys.stdout.write(_line("note: ", note.path, note.what))
+        for fault in report.faults:
+            sys.stdout.write(_line("", fault.path, fault.what))
+        sys.stdout.write(_summary(report, options.fast, seconds))
+    return 1 if report.faults else 0
+
+
+def _line(label: str, path: str, what: str) -> str:
+    """One line, whatever a file's name or an error's text holds."""
+    text = " ".join(f"{label}{path}: {what}".split())
+    return (
+        text.encode("ascii" if sys.stdout.encoding.lower() == "ascii" else "utf-8", "backslashreplace").decode() + "\n"
+    )
+
+
+def _summary(report: Report, fast: bool, seconds: float) -> str:
+    parts = [f"{report.shards:,} shards", f"{report.samples:,} samples"]
+    if report.units:
+        parts = [f"{report.units:,} units", *parts, f"{report.rows:,} ledger rows"]
+    size = "sizes and counts only" if fast else f"{report.bytes / 2**20:,.1f} MiB read"
+    count = len(report.faults)
+    result = "no faults" if not count else "1 fault" if count == 1 else f"{count:,} faults"
+    return f"{report.where}: {', '.join(parts)}, {size}, {seconds:.1f} s: {result}\n"
+
+
+class _Progress:
+    """A bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: object | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()  # type: ignore[attr-defined]
+
+    def told(self, done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                self._bar = tqdm(total=of, desc="check", dynamic_ncols=True)
+            self._bar.update(done - self._bar.n)  # type: ignore[attr-defined]
+        elif time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            sys.stderr.write(f"check: {done:,}/{of:,}\n")
+            sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

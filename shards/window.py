@@ -1,0 +1,82 @@
+"""Archives that are not in memory as a whole: a part of one, or one that is walked from front to back.
+
+The one decision behind this module: on an object store a walk over a tar's headers reads all of it, in blocks, and
+holds two. A request for each header would wait 20 to 50 ms for 512 bytes, as long as megabytes take to arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from shards.storage import Storage
+from shards.tar import Window
+
+# A multiple of a tar's blocks, so that no header lies in two. Members larger than this are skipped, not read.
+BLOCK_BYTES = 8 << 20
+
+
+class Part:
+    """Bytes [start, start + n) of an archive of `size` bytes, by their positions in the archive."""
+
+    def __init__(self, buffer: pa.Buffer, start: int, size: int) -> None:
+        self._view, self._start, self._size = memoryview(buffer).cast("B"), start, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: slice, /) -> memoryview:
+        start, stop, _ = key.indices(self._size)
+        if stop > start and (start < self._start or stop > self._start + len(self._view)):
+            raise IndexError(f"bytes {start} to {stop} are not in this part")
+        return self._view[start - self._start : stop - self._start] if stop > start else self._view[:0]
+
+
+@contextmanager
+def walking(storage: Storage, path: str, size: int) -> Iterator[Window | pa.Buffer]:
+    """A file of `size` bytes to be looked at from front to back: mapped, or two blocks of it at a time."""
+    if storage.is_local:
+        yield storage.view(path)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        yield _Blocks(storage.reader(path), size, ahead)
+
+
+class _Blocks:
+    """The block in use, and the next one already on its way where blocks are used one after the other."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int, ahead: ThreadPoolExecutor) -> None:
+        self._read_at, self._size, self._ahead = read_at, size, ahead
+        self._number, self._block = -1, b""
+        self._next: tuple[int, Future[bytes]] | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: slice, /) -> bytes:
+        start, stop, _ = key.indices(self._size)
+        found = []
+        while start < stop:
+            number, offset = divmod(start, BLOCK_BYTES)
+            piece = self._get(number)[offset : offset + stop - start]
+            found.append(piece)
+            start += len(piece)
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def _get(self, number: int) -> bytes:
+        if number != self._number:
+            in_order = number == self._number + 1
+            if self._next is not None and self._next[0] == number:
+                self._block = self._next[1].result()
+            else:
+                self._block = self._read(number)
+            self._number, self._next = number, None
+            if in_order and (number + 1) * BLOCK_BYTES < self._size:
+                self._next = number + 1, self._ahead.submit(self._read, number + 1)
+        return self._block
+
+    def _read(self, number: int) -> bytes:
+        return self._read_at(number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, self._size))
