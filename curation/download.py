@@ -20,6 +20,7 @@ from curation.fetch.retry import Retrier, finish_retries, worth_retrying
 from curation.fetch.worker import Fetched, Fetcher
 from curation.profile import Profile
 from curation.progress import Progress
+from curation.submitted import lost_input, lost_output
 from shards.inputs import resolve_inputs
 from shards.storage import Storage
 
@@ -65,9 +66,13 @@ def download(
         )
     if importlib.util.find_spec("img2dataset") is None:
         raise DownloadError("img2dataset is missing: pip install 'winnow-vl[download]'")
+    lost = lost_output("input.path", profile.input.path) or lost_input("download.urls", settings.urls)
+    if lost:
+        raise DownloadError(lost)
     started = time.time()
     lists, entries = resolve_inputs(settings.urls, ADAPTERS[settings.source].suffixes)
     output = Storage.open(profile.input.path)
+    output.must_answer()
     with ExitStack() as stack:
         held = stack.enter_context(lease.hold(output, _say))
         catalogue, gone = update_catalogue(output, lists, entries, settings, _say)
@@ -77,10 +82,10 @@ def download(
         shards = _first(list(catalogue.shards()), limit)
         ended = {name: fetched for name, fetched in done_shards(output).items() if name in {s.name for s in shards}}
         missing = [shard for shard in shards if shard.name not in ended]
-        lost = [shard for shard in missing if shard.piece.path in gone]
-        if lost:
+        never = [shard for shard in missing if shard.piece.path in gone]
+        if never:
             raise DownloadError(
-                f"{settings.urls}: {lost[0].piece.path} is gone before all of its rows were fetched: bring it back"
+                f"{settings.urls}: {never[0].piece.path} is gone before all of its rows were fetched: bring it back"
             )
         again = [s for s in shards if s.name in ended and worth_retrying(ended[s.name])] if retry_failed else []
         fetcher = Fetcher(settings, profile.max_pixels, lists.uri, output.uri, accept_unreachable)

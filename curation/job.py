@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from curation.termination import handler_kept
 from curation.unit import Judged, describe, drop_images, judge, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
-from shards.storage import Storage
+from shards.storage import Storage, StorageError
 
 # Nothing at all happened for so long: a model may be loading over a slow network, more is a hang (Ray's default).
 NO_PROGRESS_S = 1800
@@ -298,7 +298,12 @@ class Worker:
         name = f"{unit.short}.{step}"
         try:
             number = attempts.begin(self.output, name, _node(), _living_nodes)
-            result = work()
+            try:
+                result = work()
+            except Exception:
+                with suppress(StorageError):  # what the work met is told, not this
+                    attempts.end(self.output, name, number)  # it failed, it did not die
+                raise
             attempts.end(self.output, name, number)
             return result
         except attempts.GivenUp as error:

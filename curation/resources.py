@@ -79,7 +79,7 @@ def fit(profile: Profile, cluster: Node | Sequence[Node], unit_bytes: int | None
     slots = [int(node.get("GPU", 0.0) // gpus) for node in nodes] if gpus else [1] * len(nodes)
     part = min(1 / 2, 3 / 4 / max([*slots, 1]))
     actor_memory = clip.memory or (memory and min(ACTOR_BYTES + COPIES * unit, memory * part))
-    # Where there is memory for so many actors beside a reader; no Ray tells of memory: for any number.
+    # Memory for so many actors beside a reader; where Ray tells nothing of memory, for any number.
     rooms = [
         int((node["memory"] - (read_memory or 0.0)) // actor_memory) if actor_memory and node.get("memory") else 10**9
         for node in nodes
@@ -93,7 +93,9 @@ def fit(profile: Profile, cluster: Node | Sequence[Node], unit_bytes: int | None
         each = max((-(-int(cpus) // max(room, 1)) for cpus, room in zip(spare, rooms, strict=True)), default=1)
         actor_cpus = clip.num_cpus or _round(min(max(each, 1), max(spare, default=0.0))) or usual
         slots = [int(cpus // actor_cpus) for cpus in spare]
-    most = max(sum(map(min, slots, rooms)), 1)
+    most = max(
+        sum(min(slot, room, int(cpus // actor_cpus)) for slot, room, cpus in zip(slots, rooms, spare, strict=True)), 1
+    )
     low, high = clip.actors or (1, most)
     start = high if clip.actors is None else low
     full = max(low, min(high, most))

@@ -85,7 +85,9 @@ def _check(options: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with _Progress() as progress:
-        report = check(Storage.open(options.folder), options.workers, options.fast, progress.told)
+        storage = Storage.open(options.folder)
+        storage.must_answer()
+        report = check(storage, options.workers, options.fast, progress.told)
     seconds = time.monotonic() - started
     if options.json:
         record = {

@@ -27,6 +27,7 @@ _ADVICE = {
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
 _UNREACHED = "the object store cannot be reached: check network, region and endpoint"
+_BUSY = "the object store asks to slow down: use fewer workers, then run again"
 _OTHER_REGION = "the bucket is in another region: set AWS_REGION to the bucket's region"
 NO_BUCKET = "there is no such bucket: check its name, and region and endpoint"
 _REMOTE_ADVICE = {
@@ -36,7 +37,8 @@ _REMOTE_ADVICE = {
     "INVALID_ACCESS_KEY_ID": "access denied: the access key in the environment is not known there",
     "SIGNATURE_DOES_NOT_MATCH": "access denied: the secret key in the environment does not fit",
     "NETWORK_CONNECTION": _UNREACHED,
-    "SLOW_DOWN": "the object store asks to slow down: use fewer workers, then run again",
+    "SLOW_DOWN": _BUSY,
+    "HTTP status 503": _BUSY,  # answers to HEAD have no text
     "INTERNAL_FAILURE": "the object store has an error of its own: run again later",
     "HTTP status 5": "the object store has an error of its own: run again later",
     "HTTP status 301": _OTHER_REGION,

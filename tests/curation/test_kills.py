@@ -66,7 +66,11 @@ def same_as_undisturbed(folder: Path, samples: int, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(3, id="3-times"), pytest.param(20, id="20-times", marks=pytest.mark.slow)]
+    "kills",
+    [
+        pytest.param(3, id="3-times"),
+        pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
+    ],
 )
 def test_a_driver_killed_at_random_moments(tmp_path: Path, kills: int) -> None:
     """kill -9 in start-up, between and in the middle of units, and at the end, when all units are committed."""
@@ -200,6 +204,7 @@ def test_a_unit_that_fails_runs_again_once_it_is_mended(tmp_path: Path, gate: Pa
     assert [outcome.error for outcome in run(checked).failed] == [error]
     (record,) = manifests.failures(Storage.open(str(tmp_path / "runs/test")))
     assert (record["input"], record["error"]) == ("boom.tar", error)
+    assert not list((tmp_path / "runs/test/attempts").glob("*"))
     assert not load_totals(checked)[3]
     (gate / "open").touch()
     after = run(checked)

@@ -72,6 +72,7 @@ def test_settings_win(tmp_path: Path) -> None:
     settings = {"read": {"num_cpus": 2, "memory": GIB}, "clip": {"num_cpus": 3, "actors": [2, 4], "memory": 5 * GIB}}
     shares = fit(profile(tmp_path, filters=PIXELS, resources=settings), node(64, 2))
     assert (shares.read_cpus, shares.read_memory) == (2, GIB)
+    assert fit(pixels(tmp_path, num_cpus=16), node(64, 8)).actors == (1, 3)  # and readers keep their eighth
     assert (shares.actor_cpus, shares.actor_memory, shares.actors, shares.start, shares.full) == (3, 5 * GIB, (2, 4), 2, 2)  # fmt: skip
 
 

@@ -281,7 +281,7 @@ def test_no_room_for_the_output_is_told_and_mended_by_another_run(tmp_path: Path
             )
         checked = profile(tmp_path, output={"path": str(mount)})
         filler = mount / "filler"
-        filler.write_bytes(b"\0" * 150_000)
+        filler.write_bytes(b"\0" * 100_000)
         result = run(checked)
         assert result.failed
         assert all("space" in (outcome.error or "") for outcome in result.failed)

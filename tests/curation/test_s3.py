@@ -220,6 +220,7 @@ def test_a_whole_job_from_the_command_line(
         assert KEY.encode() not in data_of, where
 
 
+@pytest.mark.slow
 def test_a_killed_driver_s_run_is_finished_by_the_next(
     store: Store, place: Place, command: Commands, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -345,11 +346,11 @@ def test_a_store_that_breaks_for_good_ends_the_run_with_one_line(
 # ---------------------------------------------------------------- what cannot work
 
 
-@pytest.mark.parametrize("name", ["plan", "run", "stats"])
-@pytest.mark.parametrize("where", ["input", "output"])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("plan", "input"), ("plan", "output"), ("run", "input"), ("run", "output"), ("stats", "output")],
+)
 def test_a_bucket_that_is_not_there_is_one_line(command: Commands, place: Place, name: str, where: str) -> None:
-    if (name, where) == ("stats", "input"):
-        pytest.skip("stats reads no input")
     status, said = command(
         name, "--config", place.config, "--set", f"{where}.path=s3://no-such-bucket/x"
     )  # fmt: skip
@@ -446,18 +447,18 @@ def test_planning_a_large_tar_holds_little_of_it(store: Store, tmp_path: Path) -
     sizes = {}
     for megabytes in (100, 700):
         samples = (pair(f"{number:05d}", "caption", bytes(1 << 20)) for number in range(megabytes))
-        path = write_tar(tmp_path / f"{megabytes}/a.tar", flat(samples))
+        path = write_tar(tmp_path / f"{megabytes}/a.tar", (member for sample in samples for member in sample))
         bucket = store.bucket()
         store.client.upload_file(str(path), bucket, "in/a.tar")
         shutil.rmtree(path.parent)
         config = write_config(
             tmp_path,
-            units={"max_samples": 40},
+            units={"max_samples": 1000, "max_bytes": 40 << 20},
             input={"path": f"s3://{bucket}/in", "format": "webdataset"},
         )
         done = subprocess.run([sys.executable, "-c", _PLAN, config], capture_output=True, text=True, check=True)
         units, sizes[megabytes] = map(int, done.stdout.split())
-        assert units == -(-megabytes // 40)
+        assert units >= megabytes / 40
     assert sizes[700] < sizes[100] + 60, sizes
 
 
