@@ -76,8 +76,10 @@ def download(
     with ExitStack() as stack:
         held = stack.enter_context(lease.hold(output, _say))
         catalogue, gone = update_catalogue(output, lists, entries, settings, _say)
-        output.write(NAME, catalogue.to_json())
-        finish_retries(output)
+        output.write(NAME, catalogue.to_json(), durable=True)
+        finished = finish_retries(output)
+        if finished:
+            _say(f"note: finished an interrupted retry: {finished:,} tars changed")
         output.sweep_temporary()
         shards = _first(list(catalogue.shards()), limit)
         ended = {name: fetched for name, fetched in done_shards(output).items() if name in {s.name for s in shards}}
@@ -90,6 +92,7 @@ def download(
         again = [s for s in shards if s.name in ended and worth_retrying(ended[s.name])] if retry_failed else []
         fetcher = Fetcher(settings, profile.max_pixels, lists.uri, output.uri, accept_unreachable)
         result = Downloaded(output.uri, shards=len(shards))
+        failed: set[int] = set()
         if missing or again:
             address = address or os.environ.get("RAY_ADDRESS")
             if address:
@@ -108,6 +111,7 @@ def download(
                     progress.unit(fetched.listed, fetched.listed, fetched.arrived, fetched.error is not None)
                     if fetched.error is not None:
                         result.failed.append(fetched.error)
+                        failed.add(fetched.shard)
                         continue
                     result.changed += work is not fetcher and fetched.changed
                     result.bytes += fetched.bytes
@@ -116,7 +120,7 @@ def download(
             result.listed += fetched.listed
             result.arrived += fetched.arrived
             result.reasons.update(fetched.reasons)
-        result.left = sum(shard.name not in done for shard in missing)
+        result.left = sum(s.name not in done and s.number not in failed for s in (*missing, *again))
     return replace(result, seconds=time.time() - started)
 
 

@@ -6,6 +6,7 @@ status row; whatever kills a worker is retried by Ray, and attempt markers stop 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
 from curation.resources import COMMIT_CPUS, Node, Shares, fit, shortage
-from curation.termination import handler_kept
+from curation.termination import Terminated, handler_kept
 from curation.unit import Judged, describe, drop_images, judge, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
@@ -83,6 +84,10 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
             options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             with handler_kept():
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        except Terminated:
+            # Ray has ended its processes; its core, caught half made, would abort this one at a usual exit.
+            atexit.register(os._exit, 143)
+            raise
         except (OSError, RuntimeError, ValueError) as error:
             raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
         try:

@@ -75,6 +75,8 @@ def make_plan(profile: Profile, limit: int | None = None, replace: bool = False)
     notes = []
     if before and before["input"]["uri"] != storage.uri:
         notes = [f"{output.uri} was begun from {before['input']['uri']}: units are told apart by path and size alone"]
+    if profile.download is not None:
+        notes += _download_notes(storage)
     committed = manifests.committed(output)
     done = {unit_id for unit_id, decision in committed.items() if decision == prints.decision}
     gone = committed.keys() - {unit.unit_id for unit in units}
@@ -86,6 +88,17 @@ def make_plan(profile: Profile, limit: int | None = None, replace: bool = False)
         )
     other = before is not None and before["input"].get("sha256") != input_print(units)
     return Plan(profile, prints, storage, output, units, done - gone, _limit(units, limit), notes, gone, other)
+
+
+def _download_notes(raw: Storage) -> list[str]:
+    """A notice where the raw tars are not all there yet; `RunError` where they may not fit their Parquet."""
+    from curation.fetch.catalogue import DownloadError, unfinished
+
+    try:
+        note = unfinished(raw)
+    except DownloadError as error:
+        raise RunError(str(error)) from error
+    return [note] if note else []
 
 
 def input_print(units: list[Unit]) -> str:

@@ -17,6 +17,9 @@ from curation.profile import Download
 from shards.storage import Entry, Storage
 
 NAME = "download.json"
+# A fetched shard's numbers beside its tar; where the second try of a shard waits until it is whole.
+STATS = "_stats.json"
+RETRY_FOLDER = "_retry/"
 VERSION = 1
 
 
@@ -42,6 +45,8 @@ class Catalogue:
 
     source: str
     samples_per_shard: int
+    resize: Any = None
+    root: str = ""
     files: dict[str, tuple[int, list[Piece]]] = field(default_factory=dict)
 
     def shards(self) -> Iterator[Shard]:
@@ -56,7 +61,8 @@ class Catalogue:
             {"path": path, "bytes": size, "pieces": [[piece.start, piece.stop, piece.rows] for piece in pieces]}
             for path, (size, pieces) in self.files.items()
         ]
-        record = {"version": VERSION, "source": self.source, "samples_per_shard": self.samples_per_shard}
+        record = {"version": VERSION, "root": self.root, "source": self.source, "resize": self.resize}
+        record["samples_per_shard"] = self.samples_per_shard
         return json.dumps({**record, "files": files}, ensure_ascii=False).encode()
 
 
@@ -66,7 +72,9 @@ def read_catalogue(output: Storage) -> Catalogue | None:
         return None
     try:
         record: Any = json.loads(output.read(NAME))
-        catalogue = Catalogue(str(record["source"]), int(record["samples_per_shard"]))
+        catalogue = Catalogue(
+            str(record["source"]), int(record["samples_per_shard"]), record["resize"], str(record["root"])
+        )
         for entry in record["files"]:
             pieces = [Piece(entry["path"], *(int(value) for value in piece)) for piece in entry["pieces"]]
             catalogue.files[entry["path"]] = (int(entry["bytes"]), pieces)
@@ -76,6 +84,10 @@ def read_catalogue(output: Storage) -> Catalogue | None:
             "input.path"
         ) from error
     return catalogue
+
+
+def _resize(download: Download) -> Any:
+    return None if download.resize is None else download.resize.model_dump(mode="json")
 
 
 def update_catalogue(
@@ -96,14 +108,16 @@ def update_catalogue(
             raise DownloadError(
                 f"{output.uri}: holds tars but no {NAME}, so it was filled by something else: set another input.path"
             )
-        catalogue = Catalogue(download.source, download.samples_per_shard)
-    for name, before, now in (
-        ("source", catalogue.source, download.source),
-        ("samples_per_shard", catalogue.samples_per_shard, download.samples_per_shard),
+        catalogue = Catalogue(download.source, download.samples_per_shard, _resize(download), lists.uri)
+    for what, before, now in (
+        ("download.source", catalogue.source, download.source),
+        ("download.samples_per_shard", catalogue.samples_per_shard, download.samples_per_shard),
+        ("download.resize", catalogue.resize, _resize(download)),
+        ("lists below", catalogue.root, lists.uri),  # one file by two names would be fetched twice
     ):
         if before != now:
             raise DownloadError(
-                f"{output.uri}: was begun with download.{name} {before}, now it is {now}: "
+                f"{output.uri}: was begun with {what} {before}, now it is {now}: "
                 "change it back, or set another input.path"
             )
     adapter = ADAPTERS[download.source]
@@ -118,3 +132,20 @@ def update_catalogue(
                 "bring the old file back, or give the new one another name"
             )
     return catalogue, catalogue.files.keys() - {entry.path for entry in entries}
+
+
+def unfinished(output: Storage) -> str | None:
+    """One line where a folder's download has not fetched all that it has begun; None where it has, or was none.
+
+    Raises `DownloadError` where a retry was interrupted, so that a tar and its Parquet may not fit together.
+    """
+    catalogue = read_catalogue(output)
+    if catalogue is None:
+        return None
+    if output.list(RETRY_FOLDER.rstrip("/"), STATS):
+        raise DownloadError(f"{output.uri}: a retry of its download was interrupted: call the download again first")
+    shards = sum(len(pieces) for _, pieces in catalogue.files.values())
+    fetched = len(output.list("", STATS))
+    if fetched >= shards:
+        return None
+    return f"{output.uri}: {shards - fetched:,} of {shards:,} shards are not downloaded yet"

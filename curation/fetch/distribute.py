@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +25,8 @@ from curation.unit import describe
 MAX_ATTEMPTS = 3
 # img2dataset gives its processes five shards each, since its image libraries leak; one costs seconds to start.
 SHARDS_A_PROCESS = 20
+# Heap of a task on a cluster: libraries, and twice 64 bodies of usual size.
+TASK_BYTES = 2**30
 
 
 def on_this_machine(fetcher: Fetcher, shards: Iterable[Shard], processes: int) -> Iterator[Fetched]:
@@ -32,36 +34,46 @@ def on_this_machine(fetcher: Fetcher, shards: Iterable[Shard], processes: int) -
 
     Where a worker dies nobody can say which of the running shards did it: each of them is tried again alone.
     """
-    waiting = iter(shards)
+    waiting = deque[Shard]()
+    more = iter(shards)
     suspects: list[Shard] = []
     deaths: Counter[int] = Counter()
     running: dict[Future[tuple[bool, Fetched]], Shard] = {}
     pool = _pool(processes)
     try:
         while True:
+            broken: list[Shard] | None = None
             if suspects:
-                chosen = [] if running else [suspects.pop()]
+                chosen = deque([] if running else [suspects.pop()])
             else:
-                chosen = list(islice(waiting, processes - len(running)))
-            for shard in chosen:
-                running[pool.submit(fetcher, shard)] = shard
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            broken = []
-            for future in done:
-                shard = running.pop(future)
+                waiting.extend(islice(more, max(0, processes - len(running) - len(waiting))))
+                chosen, waiting = waiting, deque()
+            while chosen:
                 try:
-                    ended = future.result()[1]
-                except BrokenProcessPool:
-                    broken.append(shard)
-                else:
-                    yield ended
-            if broken:
-                broken += running.values()
-                running.clear()
-                _end(pool)
-                pool = _pool(processes)
+                    future = pool.submit(fetcher, chosen[0])
+                except BrokenProcessPool:  # a worker died while it had nothing to do
+                    broken = []
+                    waiting.extend(chosen)
+                    break
+                running[future] = chosen.popleft()
+            if not running and broken is None:
+                return
+            if broken is None:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    shard = running.pop(future)
+                    try:
+                        ended = future.result()[1]
+                    except BrokenProcessPool:
+                        broken = [*(broken or []), shard]
+                    else:
+                        yield ended
+            if broken is None:
+                continue
+            broken += running.values()
+            running.clear()
+            _end(pool)
+            pool = _pool(processes)
             for shard in broken:
                 deaths[shard.number] += 1
                 if deaths[shard.number] < MAX_ATTEMPTS:
@@ -110,7 +122,7 @@ def on_ray(fetcher: Fetcher, shards: Iterable[Shard], cpus: float) -> Iterator[F
     import ray
     from img2dataset.distributor import ray_download
 
-    task = ray_download.options(num_cpus=cpus, max_retries=MAX_ATTEMPTS)
+    task = ray_download.options(num_cpus=cpus, memory=TASK_BYTES, max_retries=MAX_ATTEMPTS)
     shared = ray.put(fetcher)
     waiting = iter(shards)
     running: dict[object, Shard] = {}

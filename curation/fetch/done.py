@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.fetch.worker import STATS, Fetched
+from curation.fetch.catalogue import STATS
+from curation.fetch.worker import Fetched
 from shards.storage import Entry, NotFound, Storage
 
 NAME = "_done.parquet"
@@ -32,55 +33,71 @@ _SCHEMA = pa.schema(
 )
 
 
+class _Told(NamedTuple):
+    """What the stats of a shard say: sizes of its files, counts, reasons as JSON."""
+
+    tar: int
+    parquet: int
+    listed: int
+    arrived: int
+    reasons: str
+
+
 def done_shards(output: Storage) -> dict[str, Fetched]:
     """Name -> how it ended, of every shard whose stats stand and whose files have the sizes that they name."""
     entries = {entry.path: entry for entry in output.list()}
-    known = {(row["name"], row["stats_bytes"], row["stats_mtime"]): row for row in _kept(output, entries)}
-    stats = [entry for path, entry in entries.items() if path.endswith(STATS)]
+    kept = _kept(output, entries)
+    told: dict[tuple[str, int, float | None], _Told] = {}
+    unknown: list[tuple[str, int, float | None]] = []
+    for path, entry in entries.items():
+        if path.endswith(STATS):
+            mark = (path.removesuffix(STATS), entry.size, entry.mtime)
+            if mark in kept:
+                told[mark] = kept[mark]
+            else:
+                unknown.append(mark)
+    if unknown:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(unknown, pool.map(lambda mark: _read(output, mark[0]), unknown), strict=True)
+            told.update((mark, row) for mark, row in found if row is not None)
+    if told.keys() != kept.keys():
+        _keep(output, told)
+    done = {}
+    for (name, _, _), row in told.items():
+        tar, parquet = entries.get(f"{name}.tar"), entries.get(f"{name}.parquet")
+        if tar is not None and parquet is not None and (tar.size, parquet.size) == (row.tar, row.parquet):
+            done[name] = Fetched(int(name), row.listed, row.arrived, reasons=json.loads(row.reasons))
+    return done
 
-    def look(entry: Entry) -> dict[str, Any] | None:
-        name = entry.path.removesuffix(STATS)
-        return known.get((name, entry.size, entry.mtime)) or _read(output, name, entry)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        rows = [row for row in pool.map(look, stats) if row is not None]
-    if any((row["name"], row["stats_bytes"], row["stats_mtime"]) not in known for row in rows) or len(rows) < len(
-        known
-    ):
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
-        output.write(NAME, sink.getvalue())
-    return {
-        row["name"]: Fetched(int(row["name"]), row["listed"], row["arrived"], reasons=json.loads(row["reasons"]))
-        for row in rows
-        if all((at := entries.get(f"{row['name']}.{kind}")) and at.size == row[kind] for kind in ("tar", "parquet"))
-    }
-
-
-def _kept(output: Storage, entries: dict[str, Entry]) -> list[dict[str, Any]]:
+def _kept(output: Storage, entries: dict[str, Entry]) -> dict[tuple[str, int, float | None], _Told]:
     if NAME not in entries:
-        return []
+        return {}
     try:
         with output.open_input(NAME) as file:
-            rows: list[dict[str, Any]] = pq.read_table(file, schema=_SCHEMA).to_pylist()
+            columns = [column.to_pylist() for column in pq.read_table(file, schema=_SCHEMA).columns]
     except (pa.ArrowException, ValueError, KeyError, OSError):
-        return []  # read anew from the stats
-    return rows
+        return {}  # read anew from the stats
+    rows = zip(*columns, strict=True)
+    # A store that tells no times could hide a change of equal size.
+    return {(name, size, mtime): _Told(*rest) for name, size, mtime, *rest in rows if mtime is not None}
 
 
-def _read(output: Storage, name: str, entry: Entry) -> dict[str, Any] | None:
+def _keep(output: Storage, told: dict[tuple[str, int, float | None], _Told]) -> None:
+    rows = [(*mark, *row) for mark, row in told.items()]
+    table = pa.table([pa.array([row[at] for row in rows], f.type) for at, f in enumerate(_SCHEMA)], _SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    output.write(NAME, sink.getvalue())
+
+
+def _read(output: Storage, name: str) -> _Told | None:
     """What the stats of a shard say; None where they say nothing, so that the shard is fetched again."""
     try:
-        stats = json.loads(output.read(entry.path))
-        return {
-            "name": str(int(name)).zfill(len(name)),
-            "stats_bytes": entry.size,
-            "stats_mtime": entry.mtime,
-            "tar": int(stats["tar"]["bytes"]),
-            "parquet": int(stats["parquet"]["bytes"]),
-            "listed": int(stats["count"]),
-            "arrived": int(stats["successes"]),
-            "reasons": json.dumps({str(why): int(count) for why, count in stats["reasons"].items()}),
-        }
+        stats = json.loads(output.read(f"{name}{STATS}"))
+        int(name)
+        reasons = json.dumps({str(why): int(count) for why, count in stats["reasons"].items()})
+        tar, parquet = (int(stats[kind]["bytes"]) for kind in ("tar", "parquet"))
+        return _Told(tar, parquet, int(stats["count"]), int(stats["successes"]), reasons)
     except (ValueError, KeyError, TypeError, AttributeError, NotFound):
         return None

@@ -86,13 +86,15 @@ class Opener(urllib.request.OpenerDirector):
         seen = {url}
         while True:
             response = self._ask(url, method, headers, budget)
-            if 200 <= response.status < 300:
-                if self.limits.opt_out and refuses(response.headers.get_all("X-Robots-Tag", []), self.limits.agent):
-                    response.close()
-                    raise FetchError("opt out: x-robots-tag")
+            redirected = response.status in _REDIRECTS
+            answered = 200 <= response.status < 300
+            if self.limits.opt_out and (answered or redirected) and self._refused(response):
+                response.close()
+                raise FetchError("opt out: x-robots-tag")
+            if answered:
                 return response
             response.close()
-            location = response.headers.get("location") if response.status in _REDIRECTS else None
+            location = response.headers.get("location") if redirected else None
             if location is None:
                 status = response.status
                 raise HTTPError(str(url), status, phrase(status), response.headers, io.BytesIO())
@@ -103,6 +105,9 @@ class Opener(urllib.request.OpenerDirector):
                 raise FetchError(f"redirects: more than {self.limits.max_redirects}")
             seen.add(url)
             headers = {name: value for name, value in headers.items() if name not in _SECRETS}
+
+    def _refused(self, response: Response) -> bool:
+        return refuses(response.headers.get_all("X-Robots-Tag", []), self.limits.agent)
 
     def _ask(self, url: Url, method: str, headers: dict[str, str], budget: Budget) -> Response:
         """One hop: the answer to one request, or a FetchError. The socket is closed unless a Response carries it."""

@@ -6,6 +6,7 @@ its stats last, and then copied over the old one; whatever is found there comple
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -14,13 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.fetch.catalogue import Shard
-from curation.fetch.worker import STATS, SUCCESS, Fetched, Fetcher, publish, with_fetched
+from curation.fetch.catalogue import RETRY_FOLDER as FOLDER
+from curation.fetch.catalogue import STATS, Shard
+from curation.fetch.worker import SUCCESS, Fetched, Fetcher, publish, with_fetched
 from curation.raw import SourceError, fetch_reason
-from shards.storage import Storage
+from shards.storage import NotFound, Storage
 from shards.tar import TarError, group, scan
 
-FOLDER = "_retry/"
 # The list itself would have to change for these; the owner of the image said no to the last.
 FINAL = frozenset({"bad_url", "scheme", "opt_out"})
 
@@ -32,17 +33,28 @@ def worth_retrying(fetched: Fetched) -> bool:
 def finish_retries(output: Storage) -> int:
     """Copies complete shards of an interrupted retry over the old ones and drops incomplete ones; says how many."""
     entries = output.list(FOLDER.rstrip("/"))
-    complete = sorted(entry.path for entry in entries if entry.path.endswith(STATS))
-    for path in complete:
-        _copy_over(output, path.removeprefix(FOLDER).removesuffix(STATS))
+    names = {entry.path.removeprefix(FOLDER).removesuffix(STATS) for entry in entries if entry.path.endswith(STATS)}
+    finished = sum(_finish(output, name) for name in sorted(names))
     for entry in output.list(FOLDER.rstrip("/")):
         output.delete(entry.path)
-    return len(complete)
+    return finished
+
+
+def _finish(output: Storage, name: str) -> bool:
+    """Copies a shard that stands complete in `_retry/` over the old one."""
+    try:
+        stats = json.loads(output.read(f"{FOLDER}{name}{STATS}"))
+        if any(output.size(f"{FOLDER}{name}.{kind}") != stats[kind]["bytes"] for kind in ("tar", "parquet")):
+            return False
+        _copy_over(output, name)
+    except (NotFound, ValueError, KeyError, TypeError):
+        return False  # not complete, or another worker copies it
+    return True
 
 
 def _copy_over(output: Storage, name: str) -> None:
     for kind in (".parquet", ".tar", STATS):
-        output.write(f"{name}{kind}", output.view(f"{FOLDER}{name}{kind}"))
+        output.write(f"{name}{kind}", output.view(f"{FOLDER}{name}{kind}"), durable=True)
     for kind in (STATS, ".parquet", ".tar"):
         output.delete(f"{FOLDER}{name}{kind}")
 
@@ -54,15 +66,22 @@ class Retrier(Fetcher):
     def fetch(self, shard: Shard) -> Fetched:
         started = time.time()
         output = Storage.open(self.output_uri)
+        _finish(output, shard.name)  # of a worker that died at it
         with output.open_input(f"{shard.name}.parquet") as file:
             table = pq.read_table(file)
-        states = zip(table.column("status").to_pylist(), table.column("error_message").to_pylist(), strict=True)
+        states = list(zip(table.column("status").to_pylist(), table.column("error_message").to_pylist(), strict=True))
         wanted = [
             row
             for row, (status, message) in enumerate(states)
             if status != SUCCESS and fetch_reason(message) not in FINAL
         ]
         keys = table.column("key").to_pylist()
+        before = _images(output, f"{shard.name}.tar")
+        if before.keys() != {key for key, (status, _) in zip(keys, states, strict=True) if status == SUCCESS}:
+            raise SourceError(
+                f"{output.where(shard.name)}.parquet: tells of other images than its tar holds: delete both, and the "
+                "next download fetches the shard again"
+            )
         with tempfile.TemporaryDirectory(prefix="winnow-fetch-") as folder:
             again = [keys[row] for row in wanted]
             spool = self.fetch_rows(
@@ -71,7 +90,6 @@ class Retrier(Fetcher):
             arrived = {key: image for key in again if (image := spool.image(key)) is not None}
             if not arrived:
                 return Fetched(shard.number, len(wanted), reasons=_reasons(spool.metas), changed=False)
-            before = _images(output, f"{shard.name}.tar")
             old = {
                 meta["key"]: meta
                 for meta in table.select([n for n in table.column_names if n != "caption"]).to_pylist()

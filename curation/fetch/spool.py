@@ -7,11 +7,12 @@ order of the list, from the mapped spool, and published by one rename or one upl
 
 from __future__ import annotations
 
+import io
 import mmap
 from pathlib import Path
 from typing import Any
 
-from filters.header import DEFAULT_MAX_PIXELS, scan_header
+from filters.header import DEFAULT_MAX_PIXELS, read_container, scan_header
 
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 
@@ -20,11 +21,11 @@ class Spool:
     """img2dataset's sample writer over one file of image bytes; `metas` maps keys to what is known of them."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.metas: dict[str, dict[str, Any]] = {}
         self.error: OSError | None = None
         self._spans: dict[str, tuple[int, int]] = {}
-        self._file = path.open("wb")
+        self._file = path.open("w+b")
+        path.unlink()  # however the worker ends, its disk is free again
         self._map: mmap.mmap | None = None
 
     def write(self, image: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ class Spool:
 
     def close(self) -> None:
         try:
-            self._file.close()
+            self._file.flush()
         except OSError as error:
             self.error = self.error or error
 
@@ -59,8 +60,7 @@ class Spool:
         if span[0] == span[1]:
             return memoryview(b"")
         if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(self._map)[span[0] : span[1]]
 
 
@@ -82,7 +82,11 @@ class KeepBytes:
 
 
 class Guarded:
-    """img2dataset's resizer behind the header's pixel count: nothing that would not fit into memory is decoded."""
+    """img2dataset's resizer behind the header's pixel count: nothing that would not fit into memory is decoded.
+
+    It drops the EXIF tag that says how a picture lies, and cuts off values of more than 8 bits: what it would encode
+    anew is turned upright and reduced to 8 bits before.
+    """
 
     def __init__(self, resizer: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.resizer = resizer
@@ -101,7 +105,41 @@ class Guarded:
             return None, None, None, None, None, "format that is not decoded"
         stream.seek(0)
         resized: Resized = self.resizer(stream, boxes)
-        return resized
+        _, container = read_container(memoryview(data))
+        if resized[0] is None or resized[0] == data or container is None:
+            return resized
+        width, height, orientation, *_ = container
+        if orientation <= 1 and not _wide(data):
+            return resized
+        plain, problem = upright(data)
+        if plain is None:
+            return None, None, None, None, None, problem
+        image, new_width, new_height, *_, problem = self.resizer(io.BytesIO(plain), boxes)
+        # The original size as stored: who reads it turns it by the EXIF column.
+        return image, new_width, new_height, width, height, problem
+
+
+def _wide(data: bytes) -> bool:
+    """Whether it is a PNG of 16 bits a channel."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"
+
+
+def upright(data: bytes) -> tuple[bytes | None, str | None]:
+    """The picture as a PNG of 8 bits, turned as its EXIF tag says; or None and why not."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits of grey
+                picture = picture.point(lambda value: value / 256).convert("L")
+            out = io.BytesIO()
+            (picture if picture.mode in ("RGB", "RGBA", "L") else picture.convert("RGB")).save(
+                out, "PNG", compress_level=1
+            )
+    except Exception:  # noqa: BLE001  decoders raise anything on hostile bytes
+        return None, "image decoding error"
+    return out.getvalue(), None
 
 
 def stored_size(data: bytes | memoryview) -> tuple[int | None, int | None]:

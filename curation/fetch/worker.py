@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.fetch.adapters import ADAPTERS
-from curation.fetch.catalogue import Shard
+from curation.fetch.catalogue import STATS, Shard
 from curation.fetch.lists import read_piece
 from curation.fetch.spool import Guarded, KeepBytes, Spool
 from curation.profile import Download
@@ -34,7 +34,6 @@ from filters.header import read_container
 from shards.storage import Storage, StorageError
 from shards.tar import build_shard
 
-STATS = "_stats.json"
 SUCCESS = "success"
 # What img2dataset adds to the columns of the source.
 FETCHED = pa.schema(
@@ -167,6 +166,8 @@ class Fetcher:
                 meta = {"status": "failed_to_download", "error_message": _last_line(said.getvalue())}
             if not url:
                 meta = {**meta, "status": "failed_to_download", "error_message": "bad url: none given"}
+            elif meta["error_message"] is not None:
+                meta = {**meta, "error_message": _short(meta["error_message"])}
             spool.metas[key] = {**meta, "key": key, "url": url}
         return spool
 
@@ -195,6 +196,12 @@ def nobody_answered(metas: list[dict[str, Any]]) -> bool:
     reasons = Counter("" if meta["status"] == SUCCESS else fetch_reason(meta["error_message"]) for meta in metas)
     asked = reasons.total() - sum(reasons[why] for why in ("bad_url", "scheme", "blocked_address"))
     return asked >= 20 and sum(reasons[why] for why in ("dns", "connection", "timeout", "too_slow")) == asked
+
+
+def _short(message: str) -> str:
+    """Messages are counted by their text: without the address that urllib quotes of one it cannot make sense of."""
+    bad = fetch_reason(message) == "bad_url" and not message.startswith("bad url")
+    return "bad url: not an http address" if bad else message[:200]
 
 
 def _last_line(said: str) -> str:
@@ -242,6 +249,8 @@ def publish(
     for message, count in messages.items():
         if message != SUCCESS:
             failed[fetch_reason(message)] += count
+    if len(records) != statuses[SUCCESS]:
+        raise SourceError(f"shard {shard.name}: {statuses[SUCCESS]} rows say they arrived, {len(records)} images did")
     stats = {
         "count": rows.num_rows,
         "successes": len(records),
@@ -256,9 +265,9 @@ def publish(
         "tar": {"bytes": tar.size, "sha256": tar.sha256},
         "parquet": {"bytes": sidecar.size, "sha256": hashlib.sha256(sidecar).hexdigest()},
     }
-    output.write(f"{base}.parquet", sidecar)
-    output.write(f"{base}.tar", tar.buffers)
-    output.write(f"{base}{STATS}", json.dumps(stats, ensure_ascii=False, indent=1).encode())
+    output.write(f"{base}.parquet", sidecar, durable=True)
+    output.write(f"{base}.tar", tar.buffers, durable=True)
+    output.write(f"{base}{STATS}", json.dumps(stats, ensure_ascii=False, indent=1).encode(), durable=True)
     size = sum(len(image) for image in images.values())
     return Fetched(shard.number, rows.num_rows, len(records), size, dict(failed))
 

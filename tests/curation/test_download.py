@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,23 +10,29 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from curation.download import download
-from curation.fetch.catalogue import DownloadError, Shard
+from curation.fetch.catalogue import DownloadError, Shard, update_catalogue
 from curation.fetch.distribute import on_this_machine
 from curation.fetch.done import done_shards
 from curation.fetch.lists import Piece
-from curation.fetch.retry import finish_retries
+from curation.fetch.retry import Retrier, finish_retries
 from curation.fetch.worker import Fetched, Fetcher
+from curation.plan import RunError, make_plan
 from curation.profile import Profile
+from shards.inputs import resolve_inputs
 from shards.storage import Storage
 from tests.curation.pairs import image, profile
 from tests.curation.test_unit import ledger_of, run_plainly
@@ -370,3 +377,127 @@ def test_an_owner_who_opts_out_in_any_form_is_heard(tmp_path: Path, web: Web) ->
     write_list(tmp_path, web, ["/1.jpg", "/2.jpg", "/3.jpg"])
     fetched = fetcher(made(tmp_path))(Shard(0, Piece("part-0.parquet", 0, 3, 3)))[1]
     assert (fetched.reasons, fetched.arrived) == ({"opt_out": 2}, 1)
+
+
+KILLED_AT = """
+import os, signal, sys
+from curation.config import load
+from curation.fetch import retry
+from curation.fetch.catalogue import Shard
+from curation.fetch.lists import Piece
+from curation.fetch.retry import Retrier
+from shards.storage import Storage
+
+write, left = Storage.write, [int(sys.argv[2])]
+
+def killing(self, rel, data, **options):
+    write(self, rel, data, **options)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Storage.write = killing
+profile = load(sys.argv[1]).profile("test")
+fetcher = Retrier(profile.download, profile.max_pixels, profile.download.urls, profile.input.path)
+print(fetcher(Shard(0, Piece("part-0.parquet", 0, 10, 10))))
+"""
+
+
+@pytest.mark.parametrize("writes", [pytest.param(n, marks=[pytest.mark.slow] * (n not in (3, 4))) for n in range(1, 7)])
+def test_a_retry_killed_after_any_write_loses_no_image(tmp_path: Path, web: Web, writes: int) -> None:
+    """Three files in `_retry/`, then three over the old ones; a worker or the next call goes on from any of them."""
+    web.pages["/3.jpg"] = (503, {}, b"busy")
+    write_list(tmp_path, web, [f"/{index}.jpg" for index in range(10)])
+    checked = made(tmp_path)
+    shard = Shard(0, Piece("part-0.parquet", 0, 10, 10))
+    assert fetcher(checked)(shard)[1].reasons == {"http_503": 1}
+    Storage.open(str(tmp_path / "in")).write("download.json", catalogue_of(checked))
+    del web.pages["/3.jpg"]
+    command = [sys.executable, "-c", KILLED_AT, str(tmp_path / "pipelines.yaml"), str(writes)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    if writes % 2:  # the same call tries the shard again, in another process
+        retrier = Retrier(**fetcher(checked).__dict__)
+        assert retrier(shard)[0]
+    else:
+        assert download(checked, retry_failed=True).failed == []
+    assert [row["status"] for row in rows_of(tmp_path)] == ["success"] * 10
+    assert sum(name.endswith(".jpg") for name in members(tmp_path)) == 10
+    done = done_shards(Storage.open(str(tmp_path / "in")))["00000"]
+    assert (done.listed, done.arrived, done.reasons) == (10, 10, {})
+
+
+def catalogue_of(checked: Profile) -> bytes:
+    assert checked.download is not None
+    lists, entries = resolve_inputs(checked.download.urls, (".parquet",))
+    empty = Storage.open(checked.input.path + "-none")
+    return update_catalogue(empty, lists, entries, checked.download, lambda _: None)[0].to_json()
+
+
+@dataclass(frozen=True)
+class DiesLater:
+    """Answers, and is gone a moment later, while the driver looks elsewhere."""
+
+    def __call__(self, shard: Shard) -> tuple[bool, Fetched]:
+        threading.Timer(0.2, os._exit, (1,)).start()
+        return True, Fetched(shard.number, listed=1)
+
+
+def test_a_worker_that_dies_between_two_shards_costs_nothing() -> None:
+    shards = [Shard(number, Piece("x", 0, 1, 1)) for number in range(3)]
+    ended = []
+    for fetched in on_this_machine(DiesLater(), shards, 1):  # type: ignore[arg-type]
+        ended.append(fetched)
+        time.sleep(1)
+    assert [(fetched.shard, fetched.error) for fetched in ended] == [(0, None), (1, None), (2, None)]
+
+
+def test_a_list_by_another_root_is_no_second_list(tmp_path: Path, web: Web) -> None:
+    (tmp_path / "urls").mkdir()
+    (tmp_path / "urls/en").mkdir()
+    write_list(tmp_path, web, ["/1.jpg"], "en/part-0.parquet")
+    checked = made(tmp_path)
+    Storage.open(checked.input.path).write("download.json", catalogue_of(checked))
+    with pytest.raises(DownloadError, match="was begun with lists below"):
+        download(made(tmp_path, urls=str(tmp_path / "urls/en")))
+
+
+def test_a_run_tells_of_a_download_that_has_not_ended(tmp_path: Path, web: Web) -> None:
+    write_list(tmp_path, web, [f"/{index}.jpg" for index in range(20)])
+    checked = made(tmp_path)
+    Storage.open(checked.input.path).write("download.json", catalogue_of(checked))
+    fetcher(checked)(Shard(0, Piece("part-0.parquet", 0, 10, 10)))
+    assert any("1 of 2 shards are not downloaded yet" in note for note in make_plan(checked).notes)
+    (tmp_path / "in/_retry").mkdir()
+    (tmp_path / "in/_retry/00000_stats.json").write_text("{}")
+    with pytest.raises(RunError, match="a retry of its download was interrupted"):
+        make_plan(checked)
+
+
+def test_a_picture_that_is_made_smaller_stays_upright_and_keeps_its_greys(tmp_path: Path, web: Web) -> None:
+    for index, orientation in enumerate((1, 3, 6, 8)):
+        shape = Image.new("RGB", (400, 200), "white")
+        shape.paste("red", (0, 0, 100, 100))  # top left as seen
+        turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+        stored = shape.transpose(turn[orientation]) if orientation in turn else shape
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        out = io.BytesIO()
+        stored.save(out, "JPEG", quality=95, exif=exif)
+        web.pages[f"/{index}.jpg"] = (200, {}, out.getvalue())
+    out = io.BytesIO()
+    Image.fromarray(np.full((300, 300), 20_000, np.uint16)).save(out, "PNG")
+    web.pages["/4.png"] = (200, {}, out.getvalue())
+    write_list(tmp_path, web, ["/0.jpg", "/1.jpg", "/2.jpg", "/3.jpg", "/4.png"])
+    checked = made(tmp_path, resize={"mode": "keep_ratio", "size": 100})
+    assert fetcher(checked)(Shard(0, Piece("part-0.parquet", 0, 5, 5)))[1].arrived == 5
+    found = members(tmp_path)
+    for index in range(4):
+        small = Image.open(io.BytesIO(found[f"{index:06d}.jpg"])).convert("RGB")
+        assert small.size == (200, 100)
+        red, green, _ = small.getpixel((20, 20))  # type: ignore[misc]
+        assert red > 200
+        assert green < 80
+    grey = Image.open(io.BytesIO(found["000004.jpg"])).convert("L").getpixel((50, 50))
+    assert abs(int(grey) - 78) < 4  # type: ignore[arg-type]
+    run_plainly(checked)
+    assert [(row["width"], row["height"]) for row in ledger_of(tmp_path)][:4] == [(400, 200)] * 4
