@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from curation.profile import Profile
 from curation.raw import Raw, SourceError, fetch_reason
 from curation.units import Unit
-from shards.storage import Storage
+from shards.storage import Storage, StorageError
 
 
 def read_parquet(profile: Profile, storage: Storage, unit: Unit) -> Raw:
@@ -80,9 +80,13 @@ def read_table(
                 if wanted <= 0:
                     break
             return _plain(pa.Table.from_batches(kept))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        line = str(error).splitlines()[0]
-        raise SourceError(f"{path}: not a readable Parquet file ({line}): fetch or write it again") from error
+    except StorageError:  # an OSError too, and a line of its own
+        raise
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        where = storage.where(path)
+        raise SourceError(
+            f"{where}: not a readable Parquet file ({_line(error)[:200]}): fetch or write it again"
+        ) from error
 
 
 def records(table: pa.Table, path: str, warnings: list[str]) -> list[dict[str, Any]]:

@@ -128,9 +128,11 @@ ADAPTERS: dict[ListSource, Adapter] = {
 
 
 def find_column(names: Sequence[str], wanted: Sequence[str]) -> int | None:
-    """The place of the first of `wanted` (lower-case) among a file's column names; None where it has none of them."""
-    plain = [name.strip().lower() for name in names]
-    # Where names differ in case alone, the one that is spelt as wanted.
+    """The place of the first of `wanted` (lower-case) among a file's column names; None where it has none of them.
+
+    Where names differ in case alone it is the one that is spelt as wanted, else the first.
+    """
+    plain = [plain_name(name) for name in names]
     places = (row.index(name) for name in wanted for row in (list(names), plain) if name in row)
     return next(places, None)
 
@@ -141,7 +143,8 @@ def find_columns(where: str, names: Sequence[str], adapter: Adapter) -> tuple[in
     for role, wanted in (("url", adapter.url), ("caption", adapter.caption)):
         place = find_column(names, wanted)
         if place is None:
-            shown = ", ".join(name[:40] for name in names[:20]) + (", ..." if len(names) > 20 else "")
+            few = ", ".join(name[:40] for name in names[:20]) + (", ..." if len(names) > 20 else "")
+            shown = few.encode(errors="replace").decode()
             asked = " or ".join(wanted)
             raise SourceError(
                 f"{where}: no column {asked}{'' if asked == role else f' for the {role}'}; it has: {shown or 'none'}: "
@@ -151,7 +154,12 @@ def find_columns(where: str, names: Sequence[str], adapter: Adapter) -> tuple[in
     return places[0], places[1]
 
 
-def travel_names(names: Sequence[str], url: int, caption: int) -> list[str]:
+def plain_name(name: str) -> str:
+    """A name as names are compared: in lower case, halves of surrogate pairs (JSON can hold them) as `?`."""
+    return name.encode(errors="replace").decode().strip().lower()
+
+
+def travel_names(names: Sequence[str], url: int | None, caption: int | None) -> list[str]:
     """What the columns are called from here on: `url`, `caption`, and the others in lower case.
 
     A name that img2dataset reserves becomes `source_<name>`; one that would then stand twice gets a number.
@@ -162,7 +170,7 @@ def travel_names(names: Sequence[str], url: int, caption: int) -> list[str]:
         if index in (url, caption):
             found.append("url" if index == url else "caption")
             continue
-        plain = name.strip().lower() or f"column_{index + 1}"
+        plain = plain_name(name) or f"column_{index + 1}"
         wanted = f"source_{plain}" if plain in RESERVED or plain in taken else plain
         number = 2
         unique = wanted

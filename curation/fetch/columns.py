@@ -2,12 +2,14 @@
 
 The one decision: nothing is too odd to travel. Numbers stay numbers, lists stay lists of them (boxes and phrases are
 read as such again when tasks are built), text that is no UTF-8 shows U+FFFD for its bad bytes, and what has no place in
-both Parquet and JSON becomes text.
+both Parquet and JSON becomes text, and so do objects read from JSON, whose keys would else depend on their neighbours.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,10 @@ from curation.fetch.adapters import SIZES
 from curation.raw import plain_json
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+# Lists in lists that stay lists. Boxes need two; Arrow writes Parquet of any depth, but reads none of about 100 levels,
+# of which a list takes two or three.
+_DEPTH = 16
 _EXACT = 2.0**53  # whole numbers beyond are no sizes, and no longer exact as floats
 # What Arrow raises for values that have no type in common, and for values that Python has none for (KeyError: a time
 # zone that nobody knows).
@@ -75,21 +81,64 @@ def travelling(name: str, array: pa.Array) -> pa.Array:
         return _shown(array)
 
 
-def column_of(name: str, values: Sequence[Any]) -> pa.Array:
-    """A column of values read from JSON, as `travelling` gives it; JSON text where no one type holds them all."""
-    try:
-        return travelling(name, pa.array(values))
-    except _NO_VALUE:
+def column_of(name: str, values: Sequence[Any], settled: pa.DataType | None = None) -> pa.Array:
+    """A column of values read from JSON: numbers, truths, texts or lists of them, else each value's JSON as text.
+
+    Text that is a number counts as one among numbers. settled: the type that other values of the column have; it is
+    widened for these (whole numbers to floats), or given up for text where no one type holds all.
+    """
+    if name in SIZES:
         return travelling(name, _as_json(values))
+    if settled is not None and pa.types.is_string(settled):
+        return _as_json(values)
+    try:
+        plain = [_listed(value) for value in values]
+        if any(_is_number(value) for value in plain) or (settled is not None and pa.types.is_primitive(settled)):
+            plain = [_number(value) for value in plain]
+        array = pa.array(plain)
+        if settled is not None:
+            schemas = [pa.schema([("x", kind)]) for kind in (settled, array.type)]
+            array = pa.array(plain, pa.unify_schemas(schemas, promote_options="permissive").field("x").type)
+        return travelling(name, array)
+    except _NO_VALUE:
+        return _as_json(values)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value read from JSON is none: null, NaN, infinity."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def text_of(value: Any) -> str | None:
     """A value read from JSON as text: strings as they are, others as JSON; halves of surrogate pairs as `?`."""
-    if value is None:
+    if is_null(value):
         return None
     if not isinstance(value, str):
         value = json.dumps(plain_json(value), ensure_ascii=False, default=str)
     return str(value).encode(errors="replace").decode()
+
+
+def _listed(value: Any, depth: int = _DEPTH) -> Any:
+    """A value read from JSON as Arrow takes it; raises `TypeError` for objects and for what is nested too deeply."""
+    if isinstance(value, list) and depth > 0:
+        return [_listed(item, depth - 1) for item in value]
+    if isinstance(value, list | dict):
+        raise TypeError("no list of plain values")
+    return text_of(value) if isinstance(value, str) else None if is_null(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> Any:
+    """A text that JSON would read as a number as that number; anything else as it is."""
+    if not isinstance(value, str) or (match := _JSON_NUMBER.fullmatch(value.strip())) is None:
+        return value
+    number = float(value)
+    if match[2] is None and match[3] is None:
+        return int(value)
+    return number if math.isfinite(number) else value
 
 
 def _as_json(values: Sequence[Any]) -> pa.StringArray:
@@ -118,12 +167,15 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
-def _holds(kind: pa.DataType) -> bool:
+def _holds(kind: pa.DataType, depth: int = _DEPTH) -> bool:
     """Whether both Parquet and JSON hold a nested type as it is: lists and structs of numbers and texts."""
+    if pa.types.is_nested(kind) and depth == 0:
+        return False
     if pa.types.is_struct(kind):
-        return kind.num_fields > 0 and all(_holds(kind.field(index).type) for index in range(kind.num_fields))
+        fields = (kind.field(index).type for index in range(kind.num_fields))
+        return kind.num_fields > 0 and all(_holds(field, depth - 1) for field in fields)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _holds(kind.value_type)
+        return _holds(kind.value_type, depth - 1)
     plain = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
     return bool(
         plain or pa.types.is_boolean(kind) or pa.types.is_null(kind) or kind in (pa.string(), pa.large_string())

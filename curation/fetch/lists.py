@@ -61,9 +61,9 @@ def read_piece(storage: Storage, piece: Piece, adapter: Adapter) -> pa.Table:
     """The rows of a piece, in the file's order: `url` and `caption` (string), then every other column it has.
 
     Other columns have the names of `adapters.travel_names` and the types of `columns.travelling`; those of JSON lines
-    are the keys and types that this piece has. Text that is no UTF-8 shows U+FFFD. url and caption are null where a
-    record has none; a JSON line that cannot be read is its own caption. Raises `SourceError` where the file is not the
-    one that was cut.
+    are settled by the file's first lines, and columns that come later are text. Text that is no UTF-8 shows U+FFFD.
+    url and caption are null where a record has none; a JSON line that cannot be read is its own caption. Raises
+    `SourceError` where the file is not the one that was cut.
     """
     kind = _kind(storage, piece.path, adapter)
     if kind == "parquet":
@@ -116,10 +116,7 @@ def _parquet_rows(storage: Storage, path: str, adapter: Adapter) -> int:
 
 def _read_parquet(storage: Storage, piece: Piece, adapter: Adapter) -> pa.Table:
     """Reads the row groups that hold the piece, page by page, and decodes what lies before it in the first of them."""
-    try:
-        table = read_table(storage, piece.path, piece.start, piece.stop, buffer=_BUFFER)
-    except OSError as error:
-        raise _unreadable(storage, piece.path, "Parquet file", error) from error
+    table = read_table(storage, piece.path, piece.start, piece.stop, buffer=_BUFFER)
     names, where = table.column_names, storage.where(piece.path)
     url, caption = find_columns(where, names, adapter)
     found: dict[str, Any] = {"url": None, "caption": None}

@@ -1,20 +1,21 @@
 """Lists that are text: TSV, CSV and JSON lines, as records and as rows.
 
 The one decision: the columns are settled at the beginning of a file, the rows at their own place in it, so that a piece
-is read without what lies between. TSV has no quotes, as CC3M and CC12M ship it; CSV has.
+is read without what lies between, and no row depends on its neighbours. TSV has no quotes, as CC3M and CC12M ship it;
+CSV has. A line of JSON has its own url and caption, whatever other lines have.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from curation.fetch import records
-from curation.fetch.adapters import Adapter, Kind, find_column, find_columns, travel_names
-from curation.fetch.columns import column_of, text_column, text_of, travelling
+from curation.fetch.adapters import Adapter, Kind, find_column, find_columns, plain_name, travel_names
+from curation.fetch.columns import column_of, is_null, text_column, text_of, travelling
 from curation.raw import SourceError
 from shards.storage import Storage
 
@@ -25,12 +26,16 @@ _DELIMITER = {"tsv": b"\t", "csv": b","}
 
 
 class Layout(NamedTuple):
-    """A file's columns (JSON lines: none), and the byte behind a byte order mark and a line with their names."""
+    """A file's columns, and the byte behind a byte order mark and a line with their names.
+
+    JSON lines have none, but `types`: those of the columns that the first lines have beside url and caption.
+    """
 
     names: list[str]
     url: int
     caption: int
     start: int
+    types: Mapping[str, pa.DataType] | None = None
 
 
 def look(storage: Storage, path: str, adapter: Adapter, kind: Kind) -> Layout:
@@ -43,8 +48,7 @@ def look(storage: Storage, path: str, adapter: Adapter, kind: Kind) -> Layout:
         raise SourceError(f"{where}: is no {kind} but compressed or Parquet: unpack it, or name it as what it is")
     start = len(_BOM) if head.startswith(_BOM) else 0
     if kind == "jsonl":
-        _check_keys(where, head[start:], adapter)
-        return Layout([], 0, 0, start)
+        return Layout([], 0, 0, start, _settle(where, head[start:], adapter))
     ends = records.find_ends(memoryview(head)[start:], size == len(head), kind == "csv")[: _SAMPLE + 1].tolist()
     sample = _fields(head[start : start + ends[-1]], kind) if ends else [[]]
     names = [field.decode(errors="replace") for field in sample[0]]
@@ -60,7 +64,9 @@ def look(storage: Storage, path: str, adapter: Adapter, kind: Kind) -> Layout:
 
 def read_rows(data: bytes, adapter: Adapter, kind: Kind, layout: Layout) -> pa.Table:
     """The rows of whole records: url, caption, then the others."""
-    return _json_lines(data, adapter) if kind == "jsonl" else _delimited(_fields(data, kind), kind, layout)
+    if kind == "jsonl":
+        return _json_lines(data, adapter, layout.types or {})
+    return _delimited(_fields(data, kind), kind, layout)
 
 
 def from_values(columns: dict[str, list[Any]], url: int, caption: int) -> pa.Table:
@@ -71,7 +77,7 @@ def from_values(columns: dict[str, list[Any]], url: int, caption: int) -> pa.Tab
         if name in found:
             found[name] = pa.array([text_of(value) for value in values], pa.string())
         else:
-            found[name] = column_of(key.strip().lower(), values)
+            found[name] = column_of(plain_name(key), values)
     return pa.table(found)
 
 
@@ -110,34 +116,56 @@ def _delimited(rows: list[list[bytes]], kind: Kind, layout: Layout) -> pa.Table:
     return pa.table(found)
 
 
-def _check_keys(where: str, head: bytes, adapter: Adapter) -> None:
-    """Refuses JSON lines whose first ones have no url or caption, and what is no JSON lines at all."""
+def _settle(where: str, head: bytes, adapter: Adapter) -> dict[str, pa.DataType]:
+    """The types of the other columns of JSON lines, as the whole first lines show them.
+
+    Refuses JSON lines whose first ones have no url or caption, and what is no JSON lines at all.
+    """
     if not head:
-        return
-    sample = [value for line in records.split_lines(head)[:_SAMPLE] if (value := _json_object(line)) is not None]
+        return {}
+    sample = [value for line in records.split_lines(head) if (value := _json_object(line)) is not None]
     if not sample:
         raise SourceError(f"{where}: not one of its first lines is a JSON object: is it JSON lines?")
     find_columns(where, list(dict.fromkeys(name for value in sample for name in value)), adapter)
+    rows = [_named(value, adapter) for value in sample]
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("url", "caption"))
+    return {name: _column(name, [row.get(name) for row in rows]).type for name in names}
 
 
-def _json_lines(data: bytes, adapter: Adapter) -> pa.Table:
-    """Lines as rows; the columns are the keys of these lines. What is no JSON object is its own caption."""
+def _json_lines(data: bytes, adapter: Adapter, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Lines as rows, with the columns of the first lines and then those that these add, as text.
+
+    What is no JSON object is its own caption.
+    """
     lines = records.split_lines(data)
-    values = [_json_object(line) for line in lines]
-    names = list(dict.fromkeys(name for value in values if value is not None for name in value))
-    places = []
-    for role, wanted in (("url", adapter.url), ("caption", adapter.caption)):
-        place = find_column(names, wanted)
-        if place is None:  # not one of these lines has it
-            place = len(names)
-            names.append(role)
-        places.append(place)
-    columns = {name: [None if value is None else value.get(name) for value in values] for name in names}
-    captions = columns[names[places[1]]]
-    for index, value in enumerate(values):
-        if value is None:
-            captions[index] = lines[index].decode(errors="replace")
-    return from_values(columns, places[0], places[1])
+    columns: dict[str, list[Any]] = {name: [None] * len(lines) for name in ("url", "caption", *types)}
+    for index, line in enumerate(lines):
+        value = _json_object(line)
+        row = {"caption": line.decode(errors="replace")} if value is None else _named(value, adapter)
+        for name, item in row.items():
+            if name not in columns:
+                columns[name] = [None] * len(lines)
+            columns[name][index] = item
+    return pa.table({name: _column(name, values, types.get(name, pa.string())) for name, values in columns.items()})
+
+
+def _named(value: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
+    """A line's values by the names under which they travel, its own keys alone deciding which.
+
+    Its url and its caption are those of the first wanted key that is not null, of which there may be none.
+    """
+    keys = list(value)
+    there = [key for key in keys if not is_null(value[key])]
+    found = [find_column(there, wanted) for wanted in (adapter.url, adapter.caption)]
+    url, caption = (None if place is None else keys.index(there[place]) for place in found)
+    names = travel_names(keys, url, caption)
+    empty = {key for key in value.keys() - set(there) if plain_name(key) in adapter.url + adapter.caption}
+    return {name: value[key] for name, key in zip(names, keys, strict=True) if key not in empty}
+
+
+def _column(name: str, values: list[Any], settled: pa.DataType | None = None) -> pa.Array:
+    """A column by the name under which it travels; sizes are known by it."""
+    return column_of(name.removeprefix("source_"), values, settled)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:

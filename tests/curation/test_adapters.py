@@ -24,6 +24,11 @@ from shards.storage import Storage
 NAN = float("nan")
 
 
+def deep(levels: int) -> Any:
+    """1 in that many lists."""
+    return [deep(levels - 1)] if levels else 1
+
+
 def read_list(folder: Path, source: ListSource, rows: int = 2) -> pa.Table:
     """All rows of the only list in a folder, read in pieces."""
     storage, (entry,) = resolve_inputs(str(folder), ADAPTERS[source].suffixes)
@@ -292,6 +297,29 @@ def test_the_first_wanted_name_wins_and_the_spelling_breaks_ties() -> None:
     assert find_column(["a"], ("url",)) is None
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_of_names_that_differ_only_in_case_the_one_spelt_as_wanted_counts(tmp_path: Path, kind: str) -> None:
+    """The others travel on as columns of the source, in every kind of file."""
+    columns = {"URL": ["http://upper"], "url": ["http://lower"], "Text": ["first"], "TEXT": ["second"], "url ": ["c"]}
+    if kind == "parquet":
+        parquet(tmp_path, columns)
+    elif kind == "csv":
+        (tmp_path / "a.csv").write_text("\n".join(",".join(row) for row in (columns, [v[0] for v in columns.values()])))
+    else:
+        (tmp_path / "a.jsonl").write_text(json.dumps({name: values[0] for name, values in columns.items()}))
+    assert read_list(tmp_path, "table").to_pylist() == [
+        {"url": "http://lower", "caption": "first", "source_url": "http://upper", "text": "second", "source_url_2": "c"}
+    ]
+
+
+def test_a_parquet_list_with_one_name_twice(tmp_path: Path) -> None:
+    twice = pa.table([["http://a"], ["http://b"], ["x"]], names=["URL", "URL", "TEXT"])
+    pq.write_table(twice, tmp_path / "part-00000.parquet")
+    assert read_list(tmp_path, "laion").to_pylist() == [
+        {"url": "http://a", "caption": "x", "source_url": "http://b"},
+    ]
+
+
 def test_names_that_are_reserved_or_stand_twice() -> None:
     names = ["URL", "Text", "WIDTH", "width", "status", "url", "Caption", "a", "A", "source_width", "", "exif"]
     assert travel_names(names, 0, 1) == [
@@ -320,6 +348,8 @@ def test_names_that_are_reserved_or_stand_twice() -> None:
         (pa.array([1, None]).cast(pa.timestamp("s", "Nowhere/Else")), ["[ 1970-01-01 00:00:01Z ]", None]),
         (pa.array([[2**62]]).cast(pa.list_(pa.timestamp("us"))), ["[ [ <value out of range: 4611686018427387904> ] ]"]),
         (pa.array([[b"ok", b"\xff"]], pa.list_(pa.binary())), ['["ok", "\ufffd"]']),
+        (pa.array([deep(16)]), [deep(16)]),
+        (pa.array([deep(30)]), [json.dumps(deep(30))]),
     ],
 )
 def test_whatever_a_column_holds_parquet_and_json_hold_it_afterwards(
@@ -346,9 +376,17 @@ def test_text_in_a_list_that_is_no_utf8_is_shown(tmp_path: Path) -> None:
         ([2**70, 1], [str(2**70), "1"]),
         (["\ud800", "a"], ["?", "a"]),
         ([[1, "a"], []], ['[1, "a"]', "[]"]),
-        ([{"a": 1}, {"b": 2}], [{"a": 1, "b": None}, {"a": None, "b": 2}]),
+        ([{"a": 1}, {"b": 2}], ['{"a": 1}', '{"b": 2}']),  # as a struct each would have the other's keys
         ([[], []], [[], []]),
         ([True, 2], ["true", "2"]),
+        ([0.3, "0.4", " 1 ", None], [0.3, 0.4, 1.0, None]),
+        (["0.3", "0.4"], ["0.3", "0.4"]),
+        ([7, "007"], ["7", "007"]),
+        ([0.5, "1e999", NAN], ["0.5", "1e999", None]),
+        ([["\ud800"], [NAN, "a"]], [["?"], [None, "a"]]),
+        ([deep(16)], [deep(16)]),
+        ([deep(17)], [json.dumps(deep(17))]),
+        ([deep(90), [1]], [json.dumps(deep(32)).replace("1", '"nested too deeply"'), "[1]"]),
     ],
 )
 def test_values_of_json_become_a_column_whatever_they_are(
@@ -357,6 +395,30 @@ def test_values_of_json_become_a_column_whatever_they_are(
     column = column_of("x", values)
     pq.write_table(pa.table({"x": column}), tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet")["x"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("settled", "values", "expected"),
+    [
+        (pa.int64(), [1], [1]),
+        (pa.int64(), ["2", None], [2, None]),
+        (pa.int64(), [1.5], [1.5]),
+        (pa.float64(), [2], [2.0]),
+        (pa.float64(), [2**60], [str(2**60)]),
+        (pa.float64(), ["n/a", 0.5], ["n/a", "0.5"]),
+        (pa.string(), [1, [2]], ["1", "[2]"]),
+        (pa.bool_(), [1], ["1"]),
+        (pa.list_(pa.null()), [[0.5]], [[0.5]]),
+        (pa.list_(pa.int64()), [[0.5], None], [[0.5], None]),
+        (pa.list_(pa.int64()), [3], ["3"]),
+    ],
+)
+def test_a_column_of_json_whose_type_other_values_have_settled(
+    settled: pa.DataType, values: list[Any], expected: list[Any]
+) -> None:
+    column = column_of("x", values, settled)
+    assert column.to_pylist() == expected
+    assert (column.type == pa.float64()) == isinstance(expected[0], float)
 
 
 def test_the_folder_of_a_source_is_its_files(tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, write_config, write_tar
-from tests.curation.test_unit import files_of, ledger_of
 
 
 def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -93,35 +91,6 @@ def test_mistakes_have_one_line_each(tmp_path: Path) -> None:
     assert "in" in one_line(call("plan", "--config", config))
     write_tar(tmp_path / "in/a.tar", flat(good_pairs(1)))
     assert "--address" in one_line(call("run", "--config", config, "--address", "127.0.0.1:1"))
-
-
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    filters = {**CHEAP, "slow": {"filter": "tests.curation.plugins:Slow"}}
-    for name in ("killed", "whole"):
-        for number in range(6):
-            write_tar(
-                tmp_path / name / f"in/{number}.tar", [*flat(good_pairs(3, number * 5)), *pair("x", "no", image())]
-            )
-    config = write_config(tmp_path / "killed", filters=filters)
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "curation", "run", "--config", str(config)],
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    units = tmp_path / "killed/runs/test/units"
-    deadline = time.monotonic() + 60
-    while not list(units.glob("*.json")) and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    driver.kill()  # SIGKILL, to the driver alone
-    _, said = driver.communicate()
-    assert 0 < len(list(units.glob("*.json"))) < 6, said.decode()
-    again = call("run", "--config", config)
-    assert again.returncode == 0, again.stderr
-    assert call("run", "--config", write_config(tmp_path / "whole", filters=filters)).returncode == 0
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert len(ledger_of(tmp_path / "killed")) == 24
-    for name in ("manifest.json", "shards.txt"):
-        assert (tmp_path / "killed/runs/test" / name).read_bytes() == (tmp_path / "whole/runs/test" / name).read_bytes()
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from curation.fetch import records
+from curation.fetch import records, text_lists
 from curation.fetch.adapters import ADAPTERS
 from curation.fetch.lists import Piece, cut_list, read_piece
 from curation.profile import ListSource
@@ -195,6 +195,91 @@ def test_every_line_of_json_lines_is_a_row(folder: Path, lines: list[str], rows:
     for line, (url, caption) in zip(lines, pairs(table)[1:], strict=True):
         if line in ("", "{", "[]", "nul", '{"url": 1}}', "[" * 5_000):
             assert (url, caption) == (None, line)
+
+
+LATER = st.dictionaries(
+    st.sampled_from(["url", "URL", "text", "Caption", "caption", "TXT", "width", "score", "boxes", "\ud800"]), JSON
+)
+
+
+def meant(value: Any) -> Any:
+    """What a value says, whether its column is of numbers, of lists or of text."""
+    try:
+        return json.loads(value, parse_constant=str) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+@settings(deadline=None)
+@given(
+    first=st.lists(LATER, max_size=3),
+    later=st.lists(LATER.map(json.dumps) | st.just("damaged"), max_size=6),
+    rows=st.integers(2, 9),
+)
+def test_a_json_line_does_not_depend_on_its_neighbours(
+    folder: Path, first: list[dict[str, Any]], later: list[str], rows: int
+) -> None:
+    """Alone in its piece or with others: the same url and caption to the letter, and the same of all else it says."""
+    path = folder / "neighbours.jsonl"
+    lines = [json.dumps({"url": "http://a", "text": "x"}), *map(json.dumps, first), "x" * text_lists._HEAD, *later]
+    path.write_text("\n".join(lines) + "\n")
+    storage = Storage.open(str(folder))
+    entry = Entry(path.name, path.stat().st_size, None)
+    found = []
+    for count in (1, rows):
+        pieces = cut_list(storage, entry, ADAPTERS["table"], count)
+        found.append([row for piece in pieces for row in read_piece(storage, piece, ADAPTERS["table"]).to_pylist()])
+    for alone, among in zip(*found, strict=True):
+        assert (alone["url"], alone["caption"]) == (among["url"], among["caption"])
+        for name in alone.keys() | among.keys():
+            assert meant(alone.get(name)) == meant(among.get(name)), name
+
+
+def test_a_json_line_has_the_first_wanted_key_that_is_not_null(tmp_path: Path) -> None:
+    lines = [
+        {"url": "http://0", "text": "zero", "similarity": 0.3},
+        {"url": "http://1", "caption": "one", "text": "page", "similarity": "0.4"},
+        {"url": None, "URL": "http://2", "Caption": None, "text": "two", "similarity": 1},
+        {"URL": "http://3", "txt": "three", "similarity": None},
+        {"url": "http://4", "caption": None},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    storage = Storage.open(str(tmp_path))
+    for rows in (1, 2, 5):
+        pieces = cut_list(
+            storage, Entry("a.jsonl", (tmp_path / "a.jsonl").stat().st_size, None), ADAPTERS["table"], rows
+        )
+        tables = [read_piece(storage, piece, ADAPTERS["table"]) for piece in pieces]
+        assert {table.schema for table in tables} == {tables[0].schema}
+        assert tables[0].column_names == ["url", "caption", "similarity", "text"]
+        assert pa.concat_tables(tables).to_pydict() == {
+            "url": ["http://0", "http://1", "http://2", "http://3", "http://4"],
+            "caption": ["zero", "one", "two", "three", None],
+            "similarity": [0.3, 0.4, 1.0, None, None],
+            "text": [None, "page", None, None, None],
+        }
+
+
+def test_a_json_line_with_hostile_keys_and_values_spoils_nothing(tmp_path: Path) -> None:
+    """Half of a surrogate pair as a key, and a value nested more deeply than Parquet can be read."""
+    bad = (
+        '{"url": "http://b", "caption": "b", "\\ud800": 1, "deep": ' + "[" * 90 + "]" * 90 + ', "Deep": {"\\udfff": 1}}'
+    )
+    (tmp_path / "a.jsonl").write_text('{"url": "http://a", "caption": "a", "deep": [1]}\n' + bad + "\n")
+    _, table = read(tmp_path / "a.jsonl", "table", 10)
+    assert pairs(table) == [("http://a", "a"), ("http://b", "b")]
+    (piece,) = cut_list(Storage.open(str(tmp_path)), Entry("a.jsonl", len(bad) + 50, None), ADAPTERS["table"], 10)
+    pq.write_table(read_piece(Storage.open(str(tmp_path)), piece, ADAPTERS["table"]), tmp_path / "out.parquet")
+    back = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (back[0]["deep"], back[1]["?"], back[1]["source_deep"]) == ("[1]", 1, '{"?": 1}')
+    assert back[1]["deep"].startswith("[[[[")
+
+
+def test_the_keys_of_a_json_object_may_be_hostile_too(tmp_path: Path) -> None:
+    (tmp_path / "sbu.json").write_text('{"image_urls": ["u"], "captions": ["c"], "\\ud800": [1]}')
+    assert read(tmp_path / "sbu.json", "sbu", 10)[1].to_pylist() == [{"url": "u", "caption": "c", "?": 1}]
+    line = refusal(tmp_path, "a.jsonl", b'{"\\ud800": 1}\n', "grit")
+    assert line == "no column url; it has: ?: is `download.source` right?"
 
 
 @settings(deadline=None)

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.parquet_source import read_table
 from curation.raw import Raw, SourceError, fetch_reason, source_json
 from curation.sources import read_unit
 from curation.units import plan_units
+from shards.storage import NotFound, Storage
 from tests.curation.pairs import Member, flat, good_pairs, image, pair, profile, write_parquet, write_tar
 
 PICTURE = image()
@@ -275,6 +277,20 @@ def test_a_damaged_parquet_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(SourceError, match=r"a.parquet: not a readable Parquet file"):
         read(tmp_path, "parquet")
+
+
+def test_a_parquet_too_deep_to_be_read_is_told(tmp_path: Path) -> None:
+    """Arrow writes it, and raises an `OSError` at reading it; one of the storage keeps its own line."""
+    value: Any = 1
+    for _ in range(60):
+        value = [value]
+    write_parquet(tmp_path / "in/a.parquet", [{"jpg": PICTURE, "caption": "one", "deep": value}])
+    with pytest.raises(
+        SourceError, match=r"a.parquet: not a readable Parquet file \(.*deeply nested.*\): fetch or write"
+    ):
+        read(tmp_path, "parquet")
+    with pytest.raises(NotFound, match="not found"):
+        read_table(Storage.open(str(tmp_path)), "gone.parquet")
 
 
 @pytest.mark.parametrize(
