@@ -6,6 +6,7 @@ status row; whatever kills a worker is retried by Ray, and attempt markers stop 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import logging
@@ -26,16 +27,22 @@ from curation.commit import commit, record_failure
 from curation.profile import Fingerprints, Profile
 from curation.resources import COMMIT_CPUS, Node, Shares, fit, shortage
 from curation.termination import Terminated, handler_kept
-from curation.unit import Judged, describe, drop_images, judge, score_pixels
+from curation.unit import Judged, describe, drop_images, judge, printable, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
 from shards.storage import Storage, StorageError
 
-# Nothing at all happened for so long: a model may be loading over a slow network, more is a hang (Ray's default).
+# Nothing at all happened for so long: a model may be loading over a slow network, more is a hang (Ray's default). Ray
+# sees a unit only when it ends, and on a CPU the larger models score one image in seconds.
 NO_PROGRESS_S = 1800
+SECONDS_AN_IMAGE = 5
 # Actors that die in their constructor one after another before the job gives up; Ray's default is the first.
 ACTOR_DEATHS = 3
 
+
+# What ends a worker on purpose. Everything else that code and libraries raise is one unit's failure: Rust's panics, for
+# one, are no `Exception`.
+_LEAVE = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 
 Result = TypeVar("Result")
 
@@ -161,16 +168,20 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     """Runs units, at most a wave of them (Ray's driver spends about 2 ms a block), and yields each one's end."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+    from ray.data.exceptions import ExecutionTimeoutError
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a unit stays one block
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.max_consecutive_actor_init_deaths = ACTOR_DEATHS
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told once, by us
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     shares = fit(job.profile, _nodes(), max(unit.size for unit in units))
+    patience = NO_PROGRESS_S
+    if job.profile.pixel and not shares.actor_gpus:
+        patience += SECONDS_AN_IMAGE * max(unit.samples or job.profile.units.max_samples for unit in units)
+    context.execution_no_progress_timeout_s = patience
     if shares.blocks:
         # Else units pile up before slow actors until half of the object store is full of them.
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=shares.blocks)
@@ -200,6 +211,11 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
             for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for text in block.column("outcome").to_pylist():
                     yield Outcome(**json.loads(text))
+        except ExecutionTimeoutError as error:
+            raise RayGaveUp(
+                f"Ray gave up: no unit moved for {patience / 60:.0f} minutes (no nodes, or units too large for their "
+                "actors: lower units.max_samples); run again to go on with the units left"
+            ) from error
         except ray.exceptions.RayError as error:
             raise RayGaveUp(f"Ray gave up ({describe(error)}): run again to go on with the units left") from error
 
@@ -244,7 +260,9 @@ class PixelActor:
                 label: rule.setup("cuda" if shares.actor_gpus else "cpu", job.profile.resources.clip.batch_size)
                 for label, rule in job.profile.pixel.items()
             }
-        except Exception as error:  # noqa: BLE001  told with the first unit: Ray would retry the constructor in silence
+        except _LEAVE:
+            raise
+        except BaseException as error:  # noqa: BLE001  told with the first unit: Ray would retry it in silence
             self.error = str(error) if isinstance(error, RuleError) else f"a model cannot be loaded: {describe(error)}"
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(shares.threads)
@@ -278,7 +296,7 @@ def finish(block: pa.Table, job: Job) -> pa.Table:
 class Worker:
     """What a worker process keeps between units of one job: open storage and the cheap filters' scorers."""
 
-    _cached: tuple[tuple[str, str], Worker] | None = None
+    _cached: tuple[tuple[str, ...], Worker] | None = None
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -288,7 +306,7 @@ class Worker:
 
     @classmethod
     def of(cls, job: Job) -> Worker:
-        key = (job.prints.decision, job.output_uri)
+        key = (job.prints.score, job.prints.decision, job.input_uri, job.output_uri)
         if cls._cached is None or cls._cached[0] != key:
             cls._cached = (key, cls(job))
         return cls._cached[1]
@@ -305,15 +323,20 @@ class Worker:
             number = attempts.begin(self.output, name, _node(), _living_nodes)
             try:
                 result = work()
-            except Exception:
+            except _LEAVE:
+                raise
+            except BaseException:
                 with suppress(StorageError):  # what the work met is told, not this
                     attempts.end(self.output, name, number)  # it failed, it did not die
                 raise
-            attempts.end(self.output, name, number)
+            with suppress(StorageError):  # the work is done; the next run tidies up
+                attempts.end(self.output, name, number)
             return result
         except attempts.GivenUp as error:
             return self.fail(unit, f"{error} in the {step} step; see Ray's logs")
-        except Exception as error:  # noqa: BLE001  the unit fails with its reason, the others go on
+        except _LEAVE:
+            raise
+        except BaseException as error:  # noqa: BLE001  the unit fails with its reason, the others go on
             return self.fail(unit, _in_words(error))
 
     def commit(self, unit: Unit, judged: Callable[[], Judged]) -> Outcome:
@@ -321,7 +344,8 @@ class Worker:
 
         def work() -> Outcome:
             manifest = commit(self.job.profile, self.job.prints, judged(), self.output)
-            self.output.delete(f"failed/{unit.short}.json")
+            with suppress(StorageError):  # it is committed; the next run tidies up
+                self.output.delete(f"failed/{unit.short}.json")
             return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
 
         return self.attempt(unit, "commit", work)
@@ -329,8 +353,8 @@ class Worker:
     def fail(self, unit: Unit, error: str) -> Outcome:
         try:
             record_failure(self.output, unit, error)
-        except OSError as second:  # the disk is full, say: the driver tells both
-            error = f"{error}; and not recorded under failed/: {second}"
+        except Exception as second:  # noqa: BLE001  the disk is full, say: the driver tells both
+            error = f"{error}; and not recorded under failed/: {describe(second)}"
         return Outcome(unit.unit_id, error=error)
 
 
@@ -346,10 +370,10 @@ def _living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     """Errors made by this project are whole sentences; those of libraries are shown with their type."""
     ours = type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
-    return str(error) if ours else describe(error)
+    return printable(str(error)) if ours else describe(error)
 
 
 def _outcome(outcome: Outcome) -> pa.Table:

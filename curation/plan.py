@@ -136,7 +136,13 @@ def own(output: Storage, prints: Fingerprints) -> dict[str, Any] | None:
         if output.list("units") or output.list("ledger"):
             raise RunError(f"{output.uri}: holds units but no run.json: set another output.path, or delete the folder")
         return None
-    before = read_run(output)
+    try:
+        before = read_run(output)
+    except RunError:
+        # Lost with the power, say. The unit manifests tell as much: it is written anew.
+        if set(manifests.committed(output).values()) <= {prints.decision}:
+            return None
+        raise
     same = before["decision_fp"] == prints.decision
     told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
     if not same:

@@ -20,7 +20,8 @@ from curation.profile import Profile
 from curation.progress import Progress
 from curation.units import Unit
 from shards.manifest import LIST_NAME, NAME, DatasetManifest, read_manifest, write_manifest
-from shards.storage import Storage
+from shards.manifest import ManifestError as DatasetManifestError
+from shards.storage import Storage, StorageError
 
 # Units per Ray Data execution: its driver spends about 2 ms a block on planning.
 WAVE = 2_000
@@ -61,31 +62,51 @@ def run(
         _say(f"note: {note}")
     with lease.hold(output, _say) as held:
         _prepare(plan)
-        failed: list[Outcome] = []
-        ended: set[str] = set()
-        with closing(_work(plan, address, held)) as outcomes:
-            for outcome in outcomes:
-                ended.add(outcome.unit_id)
-                if outcome.error is not None:
-                    failed.append(outcome)
-                if max_failed_units is not None and len(failed) > max_failed_units:
-                    raise JobError(
-                        f"stopped: {_count(len(failed), 'unit')} failed, --max-failed-units allows {max_failed_units}; "
-                        f"what is committed stays; the last: unit {outcome.unit_id[:12]}: {outcome.error}"
-                    )
-        lost = {unit.unit_id for unit in plan.pending} - ended
-        if lost:
-            raise RunError(
-                f"{len(lost)} units came to no end (a defect of the job): run again; first: {sorted(lost)[0]}"
-            )
-        totals = finish(plan, failed)
-        seconds = time.time() - started
-        if ended:
-            session = {"started": started, "seconds": seconds, "units": len(ended), "failed": len(failed)}
-            output.write(f"sessions/{int(started * 1000)}.json", json.dumps(session).encode())
-        # Nothing of this run is being written any more.
-        output.sweep_temporary(DEAD_S)
+        try:
+            return _run(plan, address, held, max_failed_units, started)
+        except (RunError, manifests.ManifestError, StorageError) as error:  # no mistake in the call: work had begun
+            raise JobError(str(error)) from error
+
+
+def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
+    """The work itself, on a folder that is prepared and held."""
+    output, failed, ended = plan.output, list[Outcome](), set[str]()
+    if plan.pending:
+        _open_again(output)
+    with closing(_work(plan, address, held)) as outcomes:
+        for outcome in outcomes:
+            ended.add(outcome.unit_id)
+            if outcome.error is not None:
+                failed.append(outcome)
+            if max_failed_units is not None and len(failed) > max_failed_units:
+                raise JobError(
+                    f"stopped: {_count(len(failed), 'unit')} failed, --max-failed-units allows {max_failed_units}; "
+                    f"what is committed stays; the last: unit {outcome.unit_id[:12]}: {outcome.error}"
+                )
+    lost = {unit.unit_id for unit in plan.pending} - ended
+    if lost:
+        raise RunError(f"{len(lost)} units came to no end (a defect of the job): run again; first: {sorted(lost)[0]}")
+    totals = finish(plan, failed)
+    seconds = time.time() - started
+    if ended:
+        session = {"started": started, "seconds": seconds, "units": len(ended), "failed": len(failed)}
+        output.write(f"sessions/{int(started * 1000)}.json", json.dumps(session).encode())
+    # Nothing of this run is being written any more.
+    output.sweep_temporary(DEAD_S)
     return Result(totals, len(ended), failed, seconds)
+
+
+def _open_again(output: Storage) -> None:
+    """Says in manifest.json that the data set is not complete, before the first unit of this run changes it."""
+    if not output.exists(NAME):
+        return
+    try:
+        before = read_manifest(output)
+    except DatasetManifestError:  # it is written anew at the end
+        output.delete(NAME)
+        return
+    if before.complete:
+        write_manifest(output, before.model_copy(update={"complete": False}))
 
 
 def _prepare(plan: Plan) -> None:
@@ -108,6 +129,9 @@ def _prepare(plan: Plan) -> None:
         if removed:
             _say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
     _write_run(plan)
+    # What another run committed while this one waited for the lease.
+    committed = manifests.committed(output)
+    plan.done = {unit.unit_id for unit in plan.units if committed.get(unit.unit_id) == plan.prints.decision}
     output.sweep_temporary(lease.STALE_S)
     attempts.clear(output)
     done = {unit_id[:12] for unit_id in plan.done}
@@ -177,7 +201,7 @@ def _write_run(plan: Plan) -> None:
         "input": {"uri": plan.input.uri, "units": len(plan.units), "sha256": input_print(plan.units)},
         "versions": versions,
     }
-    plan.output.write("run.json", json.dumps(record, ensure_ascii=False, indent=1).encode())
+    plan.output.write("run.json", json.dumps(record, ensure_ascii=False, indent=1).encode(), durable=True)
 
 
 def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:

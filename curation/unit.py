@@ -118,8 +118,13 @@ def _absent(profile: Profile, unit: Unit, raw: Raw) -> list[str]:
 
 def describe(error: BaseException) -> str:
     """One line for an error of any kind."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    text = printable(re.sub(r"\x1b\[[0-9;]*m", "", str(error))).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text as UTF-8 can hold it: names of files come with the bytes that are none as lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _problems(profile: Profile, raw: Raw, header: pa.Table) -> list[str | None]:

@@ -83,8 +83,8 @@ def write_manifest(storage: Storage, manifest: DatasetManifest, name: str = NAME
         raise ManifestError(f"{storage.where(name)}: the funnel holds a number that JSON has not: {error}") from error
     folder = name.rpartition("/")[0]
     lines = "".join(f"{shard.url}\n" for shard in manifest.shards)
-    storage.write(f"{folder}/{LIST_NAME}".lstrip("/"), lines.encode())
-    storage.write(name, f"{text}\n".encode())
+    storage.write(f"{folder}/{LIST_NAME}".lstrip("/"), lines.encode(), durable=True)
+    storage.write(name, f"{text}\n".encode(), durable=True)
 
 
 def read_manifest(storage: Storage, name: str = NAME) -> DatasetManifest:

@@ -151,3 +151,19 @@ class SetupRaises(Where):
 class CheckRaises(Where):
     def check(self) -> None:
         raise ZeroDivisionError("not today")
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no `Exception`."""
+
+
+class Panics(Where):
+    def meet(self, boom: bool) -> None:
+        if boom:
+            raise Panic("the tokenizer gave up")
+
+
+class OddWords(Where):
+    def meet(self, boom: bool) -> None:
+        if boom:
+            raise ValueError("cannot open caf\udce9.txt")

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from curation import manifests
+from curation import job, manifests
 from curation.plan import RunError, make_plan
-from curation.run import finish, load_totals, run
+from curation.run import _open_again, finish, load_totals, run
+from shards.manifest import read_manifest
 from shards.storage import Storage, StorageError
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
 from tests.curation.test_unit import files_of, ledger_of, run_plainly
@@ -173,13 +174,10 @@ def test_an_input_that_changed_is_refused(tmp_path: Path) -> None:
         make_plan(checked)
 
 
-def test_an_output_without_run_json_or_with_a_damaged_one(tmp_path: Path) -> None:
+def test_an_output_without_run_json(tmp_path: Path) -> None:
     some_input(tmp_path)
     checked = profile(tmp_path)
     run(checked)
-    (tmp_path / "runs/test/run.json").write_text("{")
-    with pytest.raises(RunError, match="run.json: damaged"):
-        make_plan(checked)
     (tmp_path / "runs/test/run.json").unlink()
     with pytest.raises(RunError, match="holds units but no run.json"):
         make_plan(checked)
@@ -407,3 +405,53 @@ def test_actors_with_a_gpu_run(tmp_path: Path) -> None:
         [sys.executable, "-c", code, config], capture_output=True, text=True, check=False, timeout=200
     )
     assert done.stdout.strip() == "12 []", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("plugin", "told"), [("Panics", "Panic: the tokenizer gave up"), ("OddWords", r"cannot open caf\udce9.txt")]
+)
+def test_whatever_a_plug_in_raises_fails_its_unit_only(tmp_path: Path, plugin: str, told: str) -> None:
+    some_input(tmp_path, 2)
+    write_tar(tmp_path / "in/9.tar", pair("b", "a boom in the middle of the night", image()))
+    result = run(profile(tmp_path, filters={**CHEAP, "own": {"filter": f"tests.curation.plugins:{plugin}"}}))
+    assert [told in (outcome.error or "") for outcome in result.failed] == [True]
+    assert result.totals.units == 2
+    assert told in json.loads(next((tmp_path / "runs/test/failed").glob("*.json")).read_text())["error"]
+    assert not list((tmp_path / "runs/test/attempts").glob("*"))
+
+
+def test_a_job_in_which_nothing_moves_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "NO_PROGRESS_S", 3)
+    monkeypatch.setattr(job, "SECONDS_AN_IMAGE", 0)
+    some_input(tmp_path, 1)
+    slow = {"filter": "tests.curation.plugins:PixelsSlow", "seconds": 30.0}
+    with pytest.raises(job.RayGaveUp, match=r"^Ray gave up: no unit moved for 0 minutes .*; run again") as caught:
+        run(profile(tmp_path, filters={**CHEAP, "slow": slow}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_json_lost_with_the_power_is_written_anew(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    whole = (tmp_path / "runs/test/run.json").read_bytes()
+    (tmp_path / "runs/test/run.json").write_bytes(b"")
+    assert run(checked).worked == 0
+    assert (tmp_path / "runs/test/run.json").read_bytes() == whole
+    (tmp_path / "runs/test/run.json").write_bytes(b"")
+    with pytest.raises(RunError, match="damaged"):
+        run(profile(tmp_path, filters={**CHEAP, "emoji": {"max_count": 9}}))
+
+
+def test_a_data_set_that_is_being_changed_says_that_it_is_not_complete(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    checked = profile(tmp_path)
+    run(checked)
+    write_tar(tmp_path / "in/9.tar", pair("b", "a boom in the middle of the night", image()))
+    plan = make_plan(checked)
+    assert [unit.name for unit in plan.pending] == ["9.tar"]
+    _open_again(plan.output)
+    assert not read_manifest(plan.output).complete
+    assert len(read_manifest(plan.output).shards) == 3
+    assert run(checked).worked == 1
+    assert read_manifest(plan.output).complete
