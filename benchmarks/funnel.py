@@ -16,11 +16,13 @@ WIDTH, ROW, LEFT, BAR = 760, 30, 150, 440
 
 
 def steps(totals: Totals, labels: list[str]) -> list[tuple[str, int, int]]:
-    """(name, dropped here, left after it), from what was seen to what was kept."""
+    """(name, dropped here, left after it), from what was listed to what was kept."""
     shape = funnel(totals, labels)
     drops = {"unreadable": sum(shape["unreadable"].values()), **shape["mappers"]}
     drops |= {label: numbers["dropped_first"] for label, numbers in shape["filters"].items()}
-    found = [("seen", 0, totals.seen)]
+    found = [("seen", totals.listed - totals.seen, totals.seen)]
+    if totals.listed > totals.seen:
+        found.insert(0, ("listed", 0, totals.listed))
     for name, dropped in drops.items():
         found.append((name, dropped, found[-1][2] - dropped))
     return [*found, ("kept", 0, totals.kept)]
@@ -37,7 +39,7 @@ def draw(name: str, totals: Totals, labels: list[str]) -> str:
     ]
     for index, (step, dropped, left) in enumerate(rows):
         y = 8 + index * ROW
-        kept, lost = (BAR * count / max(totals.seen, 1) for count in (left, dropped))
+        kept, lost = (BAR * count / max(totals.listed, 1) for count in (left, dropped))
         colour = "#2f9e6e" if step == "kept" else "#4c7bd9"
         lines.append(f'<text x="{LEFT - 12}" y="{y + 16}" text-anchor="end">{escape(step)}</text>')
         lines.append(f'<rect x="{LEFT}" y="{y}" width="{kept:.1f}" height="22" rx="3" fill="{colour}"/>')
@@ -46,7 +48,7 @@ def draw(name: str, totals: Totals, labels: list[str]) -> str:
         label = f"{left:,}" + (f"  (-{dropped:,})" if dropped else "")
         lines.append(f'<text x="{LEFT + BAR + 12}" y="{y + 16}">{label}</text>')
     retention = f"{totals.retention:.1%} kept" if totals.retention is not None else "nothing seen"
-    lines.append(f'<text x="{LEFT}" y="{height - 12}">{retention}; red: dropped first by this step</text>')
+    lines.append(f'<text x="{LEFT}" y="{height - 12}">{retention}; red: not fetched, or dropped first by this step</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 
