@@ -48,7 +48,8 @@ def draw(name: str, totals: Totals, labels: list[str]) -> str:
         label = f"{left:,}" + (f"  (-{dropped:,})" if dropped else "")
         lines.append(f'<text x="{LEFT + BAR + 12}" y="{y + 16}">{label}</text>')
     retention = f"{totals.retention:.1%} kept" if totals.retention is not None else "nothing seen"
-    lines.append(f'<text x="{LEFT}" y="{height - 12}">{retention}; red: not fetched, or dropped first by this step</text>')
+    told = f"{retention}; red: not fetched, or dropped first by this step"
+    lines.append(f'<text x="{LEFT}" y="{height - 12}">{told}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

@@ -86,7 +86,9 @@ def fit(profile: Profile, cluster: Node | Sequence[Node], unit_bytes: int | None
     ]
     spare = [_spare(node.get("CPU", 0.0), read_cpus) for node in nodes]
     if gpus:
-        each = min((cpus / count for cpus, count in zip(spare, slots, strict=True) if count), default=0.0)
+        # Before the first node with a GPU has come its CPUs are not known; a wave keeps what it begins with.
+        shared = (cpus / count for cpus, count in zip(spare, slots, strict=True) if count)
+        each = min(shared, default=float(MOST_ACTOR_CPUS))
         actor_cpus = clip.num_cpus or _round(min(each, MOST_ACTOR_CPUS)) or usual
     else:
         # One CPU an actor wastes least; more where memory forces CPUs to share a model.
@@ -99,7 +101,8 @@ def fit(profile: Profile, cluster: Node | Sequence[Node], unit_bytes: int | None
     low, high = clip.actors or (1, most)
     start = high if clip.actors is None else low
     full = max(low, min(high, most))
-    reads = _at_once(nodes, read_cpus, read_memory, full * actor_cpus, full * (actor_memory or 0.0))
+    here = full if any(slots) or not gpus else 0  # actors that wait for a GPU take nothing of the nodes there are
+    reads = _at_once(nodes, read_cpus, read_memory, here * actor_cpus, here * (actor_memory or 0.0))
     # Every actor has one unit at work, one waiting and one behind it, and every reader makes one.
     blocks = float(max(unit, SMALL_UNIT) * (3 * high + reads))
     return Shares(read_cpus, actor_cpus, gpus, read_memory, actor_memory, (low, high), start, full, reads, blocks)
@@ -132,8 +135,16 @@ def shortage(profile: Profile, cluster: Node | Sequence[Node]) -> str | None:
     nodes, shares = _nodes(cluster), fit(profile, cluster)
     cpus, gpus, memory = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory"))
     low = shares.actors[0]
+    reader = (shares.read_cpus, 0.0, shares.read_memory or 0.0)
+    actor = (shares.actor_cpus, shares.actor_gpus, shares.actor_memory or 0.0)
+    none = f"no node of {len(nodes)} has the"
     if profile.pixel and low * shares.actor_gpus > gpus:
-        return f"{low} actors want {shares.actor_gpus:g} GPUs each, there are {gpus:g}: lower resources.clip.num_gpus"
+        return (
+            f"{low} actors want {shares.actor_gpus:g} GPUs and {shares.actor_cpus:g} CPUs each, there are {gpus:g} GPUs"
+            ": lower resources.clip.num_gpus, and .clip.num_cpus for nodes with fewer CPUs"
+        )
+    if profile.pixel and shares.actor_gpus > max((node.get("GPU", 0.0) for node in nodes), default=0.0):
+        return f"{none} {_wish(actor)} that one actor wants: lower resources.clip"
     if not profile.pixel and shares.read_cpus > cpus:
         return f"a reader wants {shares.read_cpus:g} CPUs, there are {cpus:g}: lower resources.read.num_cpus"
     if profile.pixel and low * shares.actor_cpus + shares.read_cpus > cpus:
@@ -148,22 +159,40 @@ def shortage(profile: Profile, cluster: Node | Sequence[Node]) -> str | None:
             f"{what} {size(actors + (shares.read_memory or 0.0))} of memory, Ray has {size(memory)}: "
             f"lower resources.read.memory{' or .clip.memory' if profile.pixel else ''}"
         )
-    wishes = [("reader", "read", shares.read_cpus, 0.0, shares.read_memory or 0.0)]
+    for what, section, wish in [("reader", "read", reader), *([("actor", "clip", actor)] if profile.pixel else [])]:
+        if not any(_room(node, wish) for node in nodes):
+            return f"{none} {_wish(wish)} that one {what} wants: lower resources.{section}"
     if profile.pixel:
-        wishes.append(("actor", "clip", shares.actor_cpus, shares.actor_gpus, shares.actor_memory or 0.0))
-    for what, section, one_cpus, one_gpus, one_memory in wishes:
+        # Ray takes a place for good: the reader must find one beside the smallest pool, on whichever node.
+        rooms = [_room(node, actor) for node in nodes]
+        beside = [_room(node, actor, reader) for node in nodes]
         if not any(
-            node.get("CPU", 0.0) >= one_cpus
-            and node.get("GPU", 0.0) >= one_gpus
-            and node.get("memory", one_memory) >= one_memory
-            for node in nodes
+            sum(rooms) - rooms[index] + beside[index] >= low
+            for index in range(len(nodes))
+            if _room(nodes[index], reader)
         ):
-            gpu = f", {one_gpus:g} GPUs" if one_gpus else ""
             return (
-                f"no node of {len(nodes)} has the {one_cpus:g} CPUs{gpu} and {size(one_memory)} that one {what} "
-                f"wants: lower resources.{section}"
+                f"{len(nodes)} nodes have no room for a reader with {_wish(reader)} beside {low} actors with "
+                f"{_wish(actor)} each: lower resources.clip.actors, .clip or .read"
             )
     return None
+
+
+# CPUs, GPUs and bytes of memory of a task or an actor.
+Wish = tuple[float, float, float]
+
+
+def _room(node: Node, wish: Wish, taken: Wish = (0.0, 0.0, 0.0)) -> int:
+    """How many such tasks a node takes beside what is taken; a Ray that tells of no memory has enough of it."""
+    has = (node.get("CPU", 0.0), node.get("GPU", 0.0), node.get("memory", float("inf")))
+    # Ray counts in ten thousandths.
+    fits = [(own - used + 1e-6) / one for own, used, one in zip(has, taken, wish, strict=True) if one]
+    return int(max(0.0, min(*fits, 1e9)))
+
+
+def _wish(wish: Wish) -> str:
+    cpus, gpus, memory = wish
+    return f"{cpus:g} CPUs{f', {gpus:g} GPUs' if gpus else ''} and {size(memory)}"
 
 
 def size(amount: float) -> str:

@@ -71,8 +71,6 @@ def run(
 def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
     """The work itself, on a folder that is prepared and held."""
     output, failed, ended = plan.output, list[Outcome](), set[str]()
-    if plan.pending:
-        _open_again(output)
     with closing(_work(plan, address, held)) as outcomes:
         for outcome in outcomes:
             ended.add(outcome.unit_id)
@@ -97,7 +95,7 @@ def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: i
 
 
 def _open_again(output: Storage) -> None:
-    """Says in manifest.json that the data set is not complete, before the first unit of this run changes it."""
+    """Says in manifest.json that the data set is not complete, before anything else tells of units that it lacks."""
     if not output.exists(NAME):
         return
     try:
@@ -128,10 +126,12 @@ def _prepare(plan: Plan) -> None:
         removed = remove_others(output, {unit.short for unit in plan.units})
         if removed:
             _say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
-    _write_run(plan)
     # What another run committed while this one waited for the lease.
     committed = manifests.committed(output)
     plan.done = {unit.unit_id for unit in plan.units if committed.get(unit.unit_id) == plan.prints.decision}
+    if len(plan.done) < len(plan.units):
+        _open_again(output)
+    _write_run(plan)
     output.sweep_temporary(lease.STALE_S)
     attempts.clear(output)
     done = {unit_id[:12] for unit_id in plan.done}

@@ -1,13 +1,15 @@
 """Checks a data set against its manifests: a folder with `manifest.json` and shards, or the folder of a curation run.
 
 The one decision behind this module: a fault is a line that names a file, never an exception; and a run that was
-interrupted is no fault. What it left without a manifest is a note as long as `manifest.json` does not call it complete.
+interrupted is no fault. A run says `complete: false` in `manifest.json` before its first unit: from then on to its end
+that manifest may be behind the units, and what has no unit manifest is a note. One that says `complete` must agree.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,7 @@ from shards.unique import KeyHashes
 
 # Keys that two shards share are named up to this many.
 _NAMED = 20
+_RUN_SHARD = re.compile(r"shards/[0-9a-f]{12}\.tar\Z")
 
 
 def check(storage: Storage, workers: int | None = None, fast: bool = False, progress: Told | None = None) -> Report:
@@ -66,10 +69,22 @@ def _manifest(report: Report, storage: Storage, root: set[str]) -> DatasetManife
         return manifest
     urls = [shard.url for shard in manifest.shards]
     if lines != urls:
+        # The list is written first: a run may have been killed before its manifest.
+        if not manifest.complete and _extends(lines, urls):
+            more = f"lists {len(lines) - len(urls):,} shards more than {NAME}: run again to end the run"
+            report.notes.append(Fault(LIST_NAME, more))
+            return manifest
         first = next((number for number, pair in enumerate(zip(lines, urls)) if pair[0] != pair[1]), None)  # noqa: B905
         what = f"{len(lines):,} lines for {len(urls):,} shards" if first is None else f"line {first + 1} differs"
         report.faults.append(Fault(LIST_NAME, f"not the shards of {NAME}: {what}"))
     return manifest
+
+
+def _extends(lines: list[str], urls: list[str]) -> bool:
+    """Whether the lines are the urls in their order, with more shards of a run between them, each once."""
+    known, rest = set(urls), iter(lines)
+    run_shards = all(line in known or _RUN_SHARD.match(line) for line in lines)
+    return run_shards and len(set(lines)) == len(lines) and all(url in rest for url in urls)
 
 
 def _check_shards(

@@ -34,6 +34,8 @@ class _Group:
     failed: Counter[str] = field(default_factory=Counter)
     failed_alone: Counter[str] = field(default_factory=Counter)
     scored: Counter[str] = field(default_factory=Counter)
+    # In the order of the input: its file, where the part begins, the unit's id.
+    order: list[tuple[str, int, str]] = field(default_factory=list)
     # By the first digits of a unit's id: samples, bytes and sha256 of its shard; None where nothing was kept.
     shards: dict[str, tuple[int, int, str] | None] = field(default_factory=dict)
 
@@ -43,6 +45,7 @@ class _Group:
         self.kept += unit.kept
         for name in ("reasons", "failed", "failed_alone", "scored"):
             getattr(self, name).update(getattr(unit, name))
+        self.order.append((unit.input.path, (unit.input.range or [0])[0] or 0, unit.unit_id))
         tar = unit.files.shard
         self.shards[unit.short] = (unit.kept, tar.bytes, tar.sha256) if tar else None
 
@@ -76,15 +79,16 @@ def check_run(
     most = max(groups.values(), key=lambda group: len(group.shards), default=_Group())
     complete = manifest is not None and manifest.complete
     if manifest is not None:
-        planned = run.get("input", {}).get("units", 0) if complete else 0
-        behind = isinstance(planned, int) and planned > len(units.shorts) and _is_behind(manifest, most)
-        complete = complete and not behind
         if not units.blind:
+            if complete and run:
+                _compare_input(report, run["input"], most, units.shorts, suspect)
             _compare_shards(report, manifest, most, suspect, complete)
             if not suspect:
                 _compare_funnel(report, manifest, most, complete)
         if not complete:
-            report.notes.append(Fault(NAME, "not complete: units failed, or the run was limited or cut short"))
+            report.notes.append(
+                Fault(NAME, "not complete: units failed, or the run was limited, cut short or is at work")
+            )
     if not units.blind:
         left = "" if complete else ": left by a run that was cut short"
         kept = {short: shard for group in groups.values() for short, shard in group.shards.items()}
@@ -171,7 +175,17 @@ def _same_run(
     run: Mapping[str, Any],
     groups: Mapping[tuple[str, str, str], _Group],
 ) -> None:
-    """All must agree with most of the units on configuration and profile."""
+    """All must agree with most of the units on configuration and profile, and run.json with itself."""
+    if run:
+        score_fp, decision_fp, thresholds = (run.get(name) for name in ("score_fp", "decision_fp", "thresholds"))
+        if score_fp != _digest(run.get("identity")):
+            report.faults.append(Fault("run.json", "its identity is not that of its score_fp: changed by hand?"))
+        filters = list(thresholds.items()) if isinstance(thresholds, dict) else None
+        if decision_fp != _digest({"score": score_fp, "filters": filters}):
+            report.faults.append(Fault("run.json", "its thresholds are not those of its decision_fp: changed by hand?"))
+        differs = manifest is not None and manifest.fingerprints != {"decision": decision_fp, "score": score_fp}
+        if differs and not groups:  # else both are compared with the units
+            report.faults.append(Fault("run.json", f"its fingerprints are not those of {NAME}"))
     if not groups:
         return
     most = max(groups, key=lambda names: len(groups[names].shards))
@@ -189,11 +203,31 @@ def _same_run(
             report.faults.append(Fault(NAME, f"its name is {manifest.name!r}, the units' profile is {profile!r}"))
 
 
-def _is_behind(manifest: DatasetManifest, group: _Group) -> bool:
-    """Whether the run went on after manifest.json was written: that counts less, and nothing else."""
-    seen = manifest.funnel.get("seen")
-    known = {f"shards/{short}.tar" for short, shard in group.shards.items() if shard}
-    return isinstance(seen, int) and seen < group.seen and all(shard.url in known for shard in manifest.shards)
+def _digest(value: Any) -> str:
+    """As the curation names configurations and lists of units: sha256 of JSON without regard to the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _compare_input(
+    report: Report, asked: Mapping[str, Any], group: _Group, shorts: set[str], suspect: set[str]
+) -> None:
+    """Whether the units of a complete run are those of its input, by number and by name."""
+    if asked.get("units") != len(shorts):
+        what = f"its input has {asked.get('units')} units, {len(shorts):,} have a manifest, and {NAME} says complete"
+        report.faults.append(Fault("run.json", what))
+    # Files are read sorted by path, so the order is known.
+    elif not suspect and asked.get("sha256") != _digest([unit_id for _, _, unit_id in sorted(group.order)]):
+        report.faults.append(Fault("run.json", "its input's sha256 is not that of the units: of another input?"))
+
+
+def _at_most(found: Any, expected: Any) -> bool:
+    """Whether every count is there, and none is larger than expected; shares are not compared."""
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(
+            name in expected and _at_most(value, expected[name]) for name, value in found.items() if name != "retention"
+        )
+    return isinstance(found, int) and 0 <= found <= expected
 
 
 def _compare_shards(
@@ -224,9 +258,9 @@ def _compare_funnel(report: Report, manifest: DatasetManifest, group: _Group, co
     found = {"listed": 0, "fetch": {}, **{name: funnel[name] for name in expected if name in funnel}}
     if found == expected:
         return
-    if not complete and _is_behind(manifest, group):
-        seen = f"counts {funnel['seen']:,} of the {group.seen:,} samples seen: run again to end it"
-        report.notes.append(Fault(NAME, seen))
+    if not complete and _at_most(found, expected) and (not funnel or found.keys() == expected.keys()):
+        counted, of = (count.get("listed") or count.get("seen", 0) for count in (found, expected))
+        report.notes.append(Fault(NAME, f"counts {counted:,} of {of:,} samples: run again to end the run"))
         return
     differing = ", ".join(name for name, value in expected.items() if found.get(name) != value)
     report.faults.append(Fault(NAME, f"its funnel is not the sum of the unit manifests: {differing}"))

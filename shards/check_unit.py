@@ -49,10 +49,18 @@ class Files(Described):
     index: File | None
 
 
+class Input(Described):
+    """What a unit was read from. range: begin and end of its part, None and None for a whole file."""
+
+    path: str
+    range: list[int | None]
+
+
 class UnitManifest(Described):
     """What is compared of a unit's manifest."""
 
     unit_id: Hash
+    input: Input
     profile: str
     score_fp: str
     decision_fp: str

@@ -43,17 +43,19 @@ class Entry:
 class Storage:
     """Files below a root folder, named by relative paths with `/`. Can be pickled; holds no credentials of its own."""
 
-    def __init__(self, filesystem: fs.FileSystem | None, root: str, uri: str) -> None:
+    def __init__(self, filesystem: fs.FileSystem | None, root: str, uri: str, quick: bool = False) -> None:
         """`root` is the folder inside `filesystem`; `uri` is what messages and configurations call it.
 
         filesystem: None for an object store, which is opened by its uri when it is first asked for something.
+        quick: see `impatient`.
         """
+        self._quick = quick
         self._given = filesystem
         self._opened: Opened | None = None
         self._root = root.rstrip("/")
         self.uri = uri
         self.is_local = isinstance(filesystem, fs.LocalFileSystem)
-        self._patience = Patience()
+        self._patience = Patience(0.0 if quick else None)
         self._bucket_stands = False
 
     @classmethod
@@ -76,7 +78,11 @@ class Storage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An object store is opened again where it arrives, with the credentials that are there.
-        return Storage, (self._given, self._root, self.uri)
+        return Storage, (self._given, self._root, self.uri, self._quick)
+
+    def impatient(self) -> Storage:
+        """The same root for those who ask again by themselves: a store is asked once, and given seconds to answer."""
+        return Storage(self._given, self._root, self.uri, quick=True)
 
     @property
     def _fs(self) -> fs.FileSystem:
@@ -84,7 +90,7 @@ class Storage:
 
     def _store(self) -> Opened:
         if self._opened is None:
-            self._opened = open_store(self.uri)
+            self._opened = open_store(self.uri, self._quick)
         return self._opened
 
     def must_answer(self) -> None:
@@ -121,7 +127,7 @@ class Storage:
 
     def parent(self) -> Storage:
         """The folder above the root."""
-        return Storage(self._given, self._root.rpartition("/")[0], self.uri.rpartition("/")[0] or "/")
+        return Storage(self._given, self._root.rpartition("/")[0], self.uri.rpartition("/")[0] or "/", self._quick)
 
     def exists(self, rel: str) -> bool:
         """Whether a file (not a folder) stands there."""
@@ -228,11 +234,15 @@ class Storage:
         if not infos:
             self._must_have_bucket()
         skip = len(self._root) + 1
-        return sorted(
-            Entry(info.path[skip:], int(info.size), None if info.mtime_ns is None else info.mtime_ns / 1e9)
-            for info in infos
-            if info.type == fs.FileType.File and info.path.endswith(suffix) and not _TEMPORARY.match(info.base_name)
-        )
+        try:
+            return sorted(
+                Entry(info.path[skip:], int(info.size), None if info.mtime_ns is None else info.mtime_ns / 1e9)
+                for info in infos
+                if info.type == fs.FileType.File and info.path.endswith(suffix) and not _TEMPORARY.match(info.base_name)
+            )
+        except UnicodeDecodeError as error:  # a disk's names are bytes, Arrow's are text
+            name = error.object[len(os.fsencode(self._root)) + 1 :].decode("utf-8", "backslashreplace")
+            raise StorageError(f"cannot list {self.where(folder)}: a name is not UTF-8: rename {name}") from error
 
     def sweep_temporary(self, older_than_s: float = 3600) -> int:
         """Deletes temporary files that dead processes left below the root, and says how many.

@@ -157,6 +157,26 @@ def test_every_stage_finds_its_node(tmp_path: Path, launcher: dict[str, Any], jo
         assert shares.read_memory == 1.5 * 2**30
 
 
+def test_a_cluster_that_grows_from_zero_asks_for_what_it_will_ask(tmp_path: Path) -> None:
+    """The recommended settings on the head alone, as at the first wave of a run."""
+    (setting,) = re.findall(r"resources: (\{clip: .*\})", (CLUSTER / "ray-cluster.yaml").read_text())
+    checked = profile(tmp_path, filters={**CHEAP, "clip_score": {"min": 0.3}}, resources=yaml.safe_load(setting))
+    shares = fit(checked, [{"CPU": 0.0, "memory": 20 * 2**30}])
+    assert (shares.actors, shares.actor_cpus, shares.actor_gpus) == ((1, 8), 10, 1)
+
+
+def test_every_kind_of_node_is_offered_a_profile() -> None:
+    text = (CLUSTER / "ray-cluster.yaml").read_text()
+    offered = yaml.safe_load(re.sub(r"# (IamInstanceProfile: \{.*\})", r"\1", text))
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"]["Name"]
+        for name, kind in offered["available_node_types"].items()
+    }
+    assert "iam:PassRole" in profiles.pop("head")
+    assert set(profiles) == {"cpu_worker", "gpu_worker"}
+    assert all("buckets" in text for text in profiles.values())
+
+
 def test_nothing_secret_is_written(launcher: dict[str, Any], job: dict[str, Any]) -> None:
     environment = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
     for text in strings([launcher, job, environment]):

@@ -42,6 +42,41 @@ def test_one_actor_a_gpu_with_cpus_to_decode_for_it(tmp_path: Path) -> None:
     assert fit(pixels(tmp_path, num_gpus=0), [node(64, 8)]).actor_gpus == 0
 
 
+def test_before_the_first_gpu_has_come(tmp_path: Path) -> None:
+    """A pool keeps what it begins with for a wave: a cluster that grows from zero must not begin with one CPU a GPU."""
+    grows = pixels(tmp_path, num_gpus=1, actors=[1, 8])
+    for nodes in ([], [{"CPU": 0.0, "memory": 16 * GIB}], [node(32)]):
+        assert (fit(grows, nodes).actor_cpus, fit(grows, nodes).full) == (MOST_ACTOR_CPUS, 1), nodes
+        assert "1 actors want 1 GPUs and 10 CPUs each, there are 0 GPUs" in (shortage(grows, nodes) or "")
+    assert fit(grows, [node(32)]).reads == 32  # what waits takes nothing
+    assert fit(grows, [node(32), node(64, 8)]).actor_cpus == 7
+    assert fit(pixels(tmp_path, num_gpus=1, num_cpus=3), []).actor_cpus == 3
+    too_small = [node(4, 1)] * 2
+    assert "no node of 2 has the 10 CPUs, 2 GPUs" in (shortage(pixels(tmp_path, num_gpus=2), too_small) or "")
+
+
+def test_a_reader_needs_a_place_beside_the_actors(tmp_path: Path) -> None:
+    def lacking(nodes: list[dict[str, float]], read: dict[str, Any], **clip: Any) -> str:
+        clip = {"num_gpus": 0, "num_cpus": 2, "actors": [2, 2], **clip}
+        return shortage(profile(tmp_path, filters=PIXELS, resources={"read": read, "clip": clip}), nodes) or ""
+
+    line = "nodes have no room for a reader with 2 CPUs"
+    assert f"2 {line}" in lacking([node(3)] * 2, {"num_cpus": 2})
+    assert "beside 2 actors with 2 CPUs" in lacking([node(3)] * 2, {"num_cpus": 2})
+    assert not lacking([node(3)] * 2, {"num_cpus": 1})
+    assert not lacking([node(3)] * 3, {"num_cpus": 2})
+    assert not lacking([node(3), node(4)], {"num_cpus": 2})
+    assert not lacking([node(2), node(4)], {"num_cpus": 2}, actors=[1, 1])
+    assert f"2 {line}" in lacking([node(3, 0, 512 * GIB), node(3, 0, 512 * GIB)], {"num_cpus": 2})
+    low = {"num_cpus": 1, "memory": 3 * GIB}
+    assert "3.0 GiB beside 2 actors" in lacking([node(8, 0, 6 * GIB)] * 2, low, memory=4 * GIB)
+    assert not lacking([node(8, 0, 7 * GIB)] * 2, low, memory=4 * GIB)
+    assert "beside 1 actors" in lacking(
+        [node(4, 1), node(2)], {"num_cpus": 3}, num_gpus=1, actors=[1, 1]
+    )  # only one node has the CPUs, and it has the GPU
+    assert not lacking([{"CPU": 4.0}], {"num_cpus": 1}, actors=[1, 1])  # a Ray that tells nothing of memory
+
+
 def test_without_gpus_most_cpus_score(tmp_path: Path) -> None:
     for cpus, actors in ((2, 1), (4, 3), (8, 7), (64, 56)):
         shares = fit(pixels(tmp_path), node(cpus))

@@ -48,11 +48,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def curate(folder: Path) -> None:
+def curate(folder: Path, **settings: Any) -> None:
     """All that a run does, in this process."""
-    plan = make_plan(profile(folder))
+    plan = make_plan(profile(folder, **settings))
     _write_run(plan)
-    run_plainly(profile(folder))
+    run_plainly(profile(folder, **settings))
     finish(plan, [])
 
 
@@ -187,11 +187,129 @@ def test_a_run_cut_short_after_it_went_on_is_no_fault(model: Path, tmp_path: Pat
     assert not report.faults
     lines = [f"{note.path}: {note.what}" for note in report.notes]
     assert lines[0] == "failed/0123456789ab.json: failed: f.tar: boom"
-    assert lines[1].startswith("manifest.json: counts 12 of the 19 samples seen")
+    assert lines[1].startswith("manifest.json: counts 12 of 19 samples")
     assert lines[3].startswith("shards/")
     curate(folder)
     report = checked(folder / "runs/test")
     assert (report.faults, len(report.notes)) == ([], 1)
+
+
+@pytest.fixture
+def grown(model: Path, tmp_path: Path) -> Path:
+    """The model's folder with an input file more, which its run has not seen; its name puts it before the others."""
+    shutil.copytree(model, tmp_path / "grown", dirs_exist_ok=True)
+    write_tar(tmp_path / "grown/in/0.tar", flat(good_pairs(3, 40)))
+    return tmp_path / "grown"
+
+
+def open_again(folder: Path) -> Storage:
+    """As a run begins that has units to do."""
+    output = Storage.open(str(folder / "runs/test"))
+    write_manifest(output, read_manifest(output).model_copy(update={"complete": False}))
+    _write_run(make_plan(profile(folder)))
+    (folder / "runs/test/lease.json").write_text("{}")
+    return output
+
+
+def noted(folder: Path) -> list[str]:
+    report = checked(folder / "runs/test")
+    assert not report.faults
+    return [f"{note.path}: {note.what}" for note in report.notes]
+
+
+def test_a_complete_run_killed_in_a_new_unit_is_no_fault(grown: Path) -> None:
+    output = open_again(grown)
+    assert len(noted(grown)) == 1
+    run_plainly(profile(grown))
+    (unit,) = make_plan(profile(grown)).units[:1]
+    output.delete(f"units/{unit.short}.json")  # killed just before it was written
+    lines = noted(grown)
+    files = [f"ledger/{unit.short}.parquet", f"samples/{unit.short}.parquet", f"shards/{unit.short}.tar", f"shards/{unit.short}.tar.idx"]  # fmt: skip
+    assert [line for line in lines if unit.short in line] == [
+        f"{path}: no unit manifest names it: left by a run that was cut short" for path in files
+    ]
+    assert len(lines) == 5
+    curate(grown)
+    assert noted(grown) == []
+
+
+def test_a_run_killed_before_its_end_is_no_fault(grown: Path) -> None:
+    output = open_again(grown)
+    run_plainly(profile(grown))
+    assert any(line.startswith("manifest.json: counts 19 of 22 samples") for line in noted(grown))
+    before = (grown / "runs/test/manifest.json").read_bytes()
+    finish(make_plan(profile(grown)), [])
+    assert noted(grown) == []
+    after = (grown / "runs/test/manifest.json").read_bytes()
+    output.write("manifest.json", before)  # killed between the list and the manifest
+    lines = noted(grown)
+    assert "shards.txt: lists 1 shards more than manifest.json: run again to end the run" in lines
+    good = (grown / "runs/test/shards.txt").read_text().splitlines()
+    wrong = ([*good, "shards/other.tar"], [*good[1::-1], *good[2:], good[0]], good[:2], good[::-1])
+    for names in wrong:
+        output.write("shards.txt", "\n".join(names).encode())
+        assert any(line.startswith("shards.txt: not the shards") for line in faults(grown / "runs/test")), names
+    output.write("shards.txt", "\n".join(good).encode())
+    output.write("manifest.json", before.replace(b'"complete": false', b'"complete": true'))
+    assert len(faults(grown / "runs/test")) == 3  # one that says complete must agree: funnel, list, shards
+    output.write("manifest.json", after)
+    assert noted(grown) == []
+
+
+def test_a_first_run_that_was_killed_is_no_fault_where_a_manifest_says_so(grown: Path) -> None:
+    prints = profile(grown).fingerprints()
+    begun = DatasetManifest(
+        name="test", complete=False, fingerprints={"score": prints.score, "decision": prints.decision}, shards=[]
+    )
+    write_manifest(Storage.open(str(grown / "runs/test")), begun)
+    assert any(line.startswith("manifest.json: counts 0 of 19 samples") for line in noted(grown))
+
+
+def test_a_manifest_that_is_behind_counts_less_and_nothing_else(grown: Path) -> None:
+    output = open_again(grown)
+    run_plainly(profile(grown))
+    record = json.loads(output.read("manifest.json"))
+    for change in ({"kept": 99}, {"seen": 99}, {"mappers": {"other": 1}}, {"kept": "1"}):
+        output.write("manifest.json", json.dumps({**record, "funnel": {**record["funnel"], **change}}).encode())
+        found = faults(grown / "runs/test")
+        assert [line.partition(", ")[0].partition(":")[0] for line in found] == ["manifest.json"], (change, found)
+    record["funnel"].pop("kept")
+    output.write("manifest.json", json.dumps(record).encode())
+    assert len(faults(grown / "runs/test")) == 1
+
+
+def test_run_json_of_a_complete_run_agrees_with_its_units(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"input": {**record["input"], "units": 6}}, "run.json: its input has 6 units, 5 have a manifest"),
+        ({"input": {**record["input"], "sha256": "0" * 64}}, "run.json: its input's sha256 is not that of the units"),
+        ({"thresholds": {}}, "run.json: its thresholds are not those of its decision_fp"),
+        ({"identity": {**record["identity"], "x": 1}}, "run.json: its identity is not that of its score_fp"),
+        ({"decision_fp": "0" * 64}, "run.json: its fingerprints are not those of the units"),
+    ]
+    for change, line in changes:
+        (run / "run.json").write_text(json.dumps({**record, **change}))
+        assert any(found.startswith(line) for found in faults(run)), line
+    (run / "run.json").write_text(json.dumps({**record, **changes[1][0]}))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    assert not faults(run)  # another input may be on its way
+
+
+def test_the_order_of_the_input_is_known_for_parts_of_files(tmp_path: Path) -> None:
+    samples = [pair(f"k{number:02d}", f"A picture of thing number {number}", heavy(number)) for number in range(12)]
+    write_tar(tmp_path / "in/a.tar", [part for sample in samples for part in sample])
+    write_tar(tmp_path / "in/a-b.tar", flat(good_pairs(2)))
+    write_tar(tmp_path / "in/a/z.tar", flat(good_pairs(2, 5)))
+    curate(tmp_path, units={"max_samples": 1})
+    report = checked(tmp_path / "runs/test")
+    assert (report.faults, report.units) == ([], 12 + 2)
+
+
+def heavy(seed: int) -> bytes:
+    """A JPEG of 200 kB: only tars above a megabyte are cut."""
+    picture = image(seed=seed)
+    return picture[:2] + b"".join(b"\xff\xfe\xff\xff" + bytes(65533) for _ in range(3)) + picture[2:]
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], None], unit: str | None = None) -> str:

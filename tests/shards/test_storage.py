@@ -330,6 +330,19 @@ def test_temporary_files_of_the_dead_are_not_seen_and_swept(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path / "x")) == [".b.tmp", "a"]
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path, recursive: bool) -> None:
+    (tmp_path / "a.tar").write_bytes(b"1")
+    folder = tmp_path / "in" if recursive else tmp_path
+    folder.mkdir(exist_ok=True)
+    (Path(os.fsdecode(os.fsencode(folder) + b"/b\xff.tar"))).write_bytes(b"1")
+    with pytest.raises(StorageError, match=r"a name is not UTF-8: rename (in/)?b\\xff\.tar$") as caught:
+        Storage.open(str(tmp_path)).list(recursive=recursive)
+    assert str(caught.value).startswith(f"cannot list {tmp_path}: ")
+    with pytest.raises(StorageError, match="is not UTF-8"):
+        resolve_inputs(str(tmp_path), (".tar",))
+
+
 # ---------------------------------------------------------------- inputs
 
 
