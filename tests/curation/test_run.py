@@ -385,7 +385,7 @@ def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
     greedy = profile(tmp_path, filters=filters, resources={"clip": {"num_cpus": 2}})
     assert "want more than the 2 CPUs" in (shortage(greedy, {"CPU": 2.0}) or "")
     gpus = profile(tmp_path, filters=filters, resources={"clip": {"num_gpus": 1}})
-    assert "there are 0: lower resources.clip.num_gpus" in (shortage(gpus, {"CPU": 2.0}) or "")
+    assert "there are 0 GPUs: lower resources.clip.num_gpus" in (shortage(gpus, {"CPU": 2.0}) or "")
 
 
 def test_actors_with_a_gpu_run(tmp_path: Path) -> None:
