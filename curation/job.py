@@ -11,19 +11,19 @@ import atexit
 import json
 import logging
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from curation import attempts, ledger
+from curation import attempts, lease, ledger
 from curation.block import from_table, state_of, to_table, with_state
 from curation.commit import commit, record_failure
+from curation.head import messages_in_log, not_ray, watched
 from curation.profile import Fingerprints, Profile
 from curation.resources import COMMIT_CPUS, Node, Shares, fit, shortage
 from curation.termination import Terminated, handler_kept
@@ -85,8 +85,9 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
     if ray.is_initialized():
         yield _nodes()
         return
-    _must_answer(address)
-    with _core_log():
+    if wrong := not_ray(address):
+        raise JobError(wrong)
+    with _core_log() as log, messages_in_log():
         try:
             options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
             with handler_kept():
@@ -98,7 +99,10 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
         except (OSError, RuntimeError, ValueError) as error:
             raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
         try:
-            yield _nodes()
+            with ExitStack() as stack:
+                if not address.startswith("ray://"):  # its client tells by itself when its server is lost
+                    stack.enter_context(watched(ray.get_runtime_context().gcs_address, log, lease.release_all))
+                yield _nodes()
         finally:
             ray.shutdown()
 
@@ -113,17 +117,17 @@ def _nodes() -> list[Node]:
 def must_fit(profile: Profile, nodes: Sequence[Node], address: str | None) -> str | None:
     """Raises `JobError` where this machine's Ray can never run the job; a cluster may grow, so there it is a notice."""
     lacking = shortage(profile, nodes)
-    if lacking and not (address or os.environ.get("RAY_ADDRESS")):
+    if lacking and (address or os.environ.get("RAY_ADDRESS") or "local") == "local":
         raise JobError(lacking)
     return lacking and f"waiting for the cluster to grow: {lacking}"
 
 
 @contextmanager
-def _core_log() -> Iterator[None]:
+def _core_log() -> Iterator[str]:
     """Sends what Ray's C++ core writes to file descriptor 2 to a file; Python's own stderr goes on as before.
 
     The core complains there about things that are none of the user's (constructor arguments of Ray Data's own actors).
-    The file stays, and is named, where Ray gives up.
+    Gives the file's path; the file stays, and is named, where Ray gives up.
     """
     sys.stderr.flush()
     terminal, python_stderr = os.dup(2), sys.stderr
@@ -134,7 +138,7 @@ def _core_log() -> Iterator[None]:
         sys.stderr = stderr
         wanted = False
         try:
-            yield
+            yield path
         except RayGaveUp as error:
             wanted = True
             raise RayGaveUp(f"{error} (Ray's own log: {path})") from error
@@ -143,17 +147,6 @@ def _core_log() -> Iterator[None]:
             sys.stderr = python_stderr
             if not wanted:
                 os.unlink(path)
-
-
-def _must_answer(address: str) -> None:
-    """Ray itself tries a wrong address for more than five minutes; a closed port is told at once."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return  # "local", "auto"
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise JobError(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
 
 
 class JobError(Exception):

@@ -25,13 +25,15 @@ from datetime import datetime
 from typing import ClassVar
 
 from curation.plan import RunError
-from shards.storage import NotFound, Storage, StorageError
+from shards.storage import NotFound, Storage, StorageError, Unavailable
 
 NAME = "lease.json"
 # Seconds: between two renewals, until a lease that nobody renews is stale, between two looks at another's lease.
 RENEW_S = 10.0
 STALE_S = 60.0
 LOOK_S = 1.0
+# Nobody who stops a run waits longer for its lease to be given back, seconds.
+GIVE_BACK_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -109,17 +111,21 @@ def _process(pid: int) -> tuple[str, str]:
 
 
 class Lease:
-    """A lease that this process holds, renewed by a thread until `release`. `held`: the uuids of all of them."""
+    """A lease that this process holds, renewed by a thread until `release`. `held`: all of them, by uuid.
 
-    held: ClassVar[set[str]] = set()
+    The thread asks a storage of its own, once each time: it neither waits for a store that is away, nor does its
+    failing count as the run's.
+    """
+
+    held: ClassVar[dict[str, Lease]] = {}
 
     def __init__(self, output: Storage, say: Say) -> None:
-        self._output, self._say = output, say
+        self._output, self._quick, self._say = output, output.impatient(), say
         self._me = Owner.me()
         self._taken_by: Owner | None = None
         self._over = threading.Event()
-        self._write()
-        self.held.add(self._me.uuid)
+        self._write(output)
+        self.held[self._me.uuid] = self
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -133,34 +139,52 @@ class Lease:
         )
 
     def release(self) -> None:
-        """Gives the folder back. A lease that cannot be taken away now is stale within a minute."""
+        """Gives the folder back, within seconds. A lease that cannot be taken away now is stale within a minute."""
         self._over.set()
-        self._thread.join()
-        self.held.discard(self._me.uuid)
-        with suppress(StorageError):
-            found = read(self._output)
-            if found is not None and found.uuid == self._me.uuid:
-                self._output.delete(NAME)
+        self._thread.join(GIVE_BACK_S)
+        self.held.pop(self._me.uuid, None)
 
-    def _write(self) -> None:
-        self._output.write(NAME, json.dumps(asdict(self._me)).encode())
+    def _write(self, output: Storage) -> None:
+        output.write(NAME, json.dumps(asdict(self._me)).encode())
 
     def _keep(self) -> None:
-        told = False
+        renewed, told = time.monotonic(), False
         wait = LOOK_S  # two that began in the same second find out at once
         while not self._over.wait(wait):
-            wait = RENEW_S
             try:
-                found = read(self._output)
+                found = read(self._quick)
                 if found is not None and found.uuid != self._me.uuid:
                     self._taken_by = found
                     return
                 self._me = replace(self._me, renewals=self._me.renewals + 1, uptime=time.monotonic())
-                self._write()
+                self._write(self._quick)
+                renewed, wait = time.monotonic(), RENEW_S
             except StorageError as error:
-                if not told:
+                wait = LOOK_S
+                if not told and time.monotonic() - renewed > STALE_S / 2:
                     self._say(f"note: the lease cannot be renewed ({error}): another run would not see this one")
-                told = True
+                    told = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        until = time.monotonic() + GIVE_BACK_S
+        while time.monotonic() < until:
+            try:
+                found = read(self._quick)
+                if found is not None and found.uuid == self._me.uuid:
+                    self._quick.delete(NAME)
+            except Unavailable:
+                time.sleep(LOOK_S / 5)
+            except StorageError:
+                return
+            else:
+                return
+
+
+def release_all() -> None:
+    """Gives back whatever this process holds: for an end that unwinds no stack."""
+    for lease in list(Lease.held.values()):
+        lease.release()
 
 
 @contextmanager

@@ -33,6 +33,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 # The AWS library's own: 1 s to connect and 3 s without a byte are too short for a store under load.
 _CONNECT_S, _SILENCE_S = 5.0, 30.0
 _ATTEMPTS = 3
+# Where an answer is of use at once or not at all: a single attempt, seconds to connect and without a byte.
+_QUICK_S = 3.0
 # Objects below this go up in one PUT; larger ones in parts of 10 MiB that appear at once, when all are there.
 ONE_PUT_BYTES = 5 << 20
 
@@ -74,17 +76,21 @@ def root_of(uri: str) -> str:
     return f"{bucket}/{folder}".rstrip("/")
 
 
-def open_store(uri: str) -> Opened:
-    """The store of an address. Asks AWS for the bucket's region where no endpoint is set; else nothing is sent."""
+def open_store(uri: str, quick: bool = False) -> Opened:
+    """The store of an address. Asks AWS for the bucket's region where no endpoint is set; else nothing is sent.
+
+    quick: a request that is not answered within seconds has failed.
+    """
     scheme, bucket = uri.partition("://")[0], root_of(uri).partition("/")[0]
     if scheme == "s3":
-        return _open_s3(bucket)
+        return _open_s3(bucket, quick)
     # Nobody waits a quarter of an hour for credentials.
-    filesystem = fs.FileSystem.from_uri(f"gs://{bucket}?retry_limit_seconds=60")[0]
+    limit = _QUICK_S if quick else 60
+    filesystem = fs.FileSystem.from_uri(f"gs://{bucket}?retry_limit_seconds={limit:g}")[0]
     return Opened(filesystem, filesystem)
 
 
-def _open_s3(bucket: str) -> Opened:
+def _open_s3(bucket: str, quick: bool) -> Opened:
     options: dict[str, object] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -98,9 +104,10 @@ def _open_s3(bucket: str) -> Opened:
     else:
         options["region"] = _region(bucket, region)
     options |= {
-        "connect_timeout": _CONNECT_S,
-        "request_timeout": _SILENCE_S,  # Linux: without a byte for so long, whatever Arrow's documentation says
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        "connect_timeout": _QUICK_S if quick else _CONNECT_S,
+        # Linux: without a byte for so long, whatever Arrow's documentation says
+        "request_timeout": _QUICK_S if quick else _SILENCE_S,
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=1 if quick else _ATTEMPTS),
     }
     # With a delayed open small objects need one request instead of three. A large one must not have it: where its
     # multi-part upload cannot begin, the stream's destructor publishes an empty object (pyarrow 26).

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell's background job: the processes that tests interrupt would inherit it and never notice.
     signal.signal(signal.SIGINT, signal.default_int_handler)

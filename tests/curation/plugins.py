@@ -116,6 +116,18 @@ class Gate(Slow):
             time.sleep(0.02)
 
 
+class DiesOnce(Slow):
+    """Kills its own process where it meets a boom, the first time."""
+
+    folder: str
+
+    def meet(self, boom: bool) -> None:
+        died = Path(self.folder) / "died"
+        if boom and not died.exists():
+            died.touch()
+            os._exit(3)
+
+
 class PixelsGate(Gate):
     @property
     def needs(self) -> frozenset[Any]:

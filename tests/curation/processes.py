@@ -53,7 +53,7 @@ class Driver:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the driver alone, and remembers whom it had started."""
-        self._note()
+        self.remember()
         self._process.send_signal(number)
 
     def end(self) -> int:
@@ -63,7 +63,7 @@ class Driver:
     def reap(self) -> None:
         """Ends the driver and what it started. Ray's processes go by themselves soon after their driver, some in 30 s."""
         if self.alive:
-            self._note()
+            self.remember()
             self._process.kill()
         self._process.wait(PATIENCE_S)
         _, left = psutil.wait_procs(list(self._found), timeout=2)
@@ -71,7 +71,8 @@ class Driver:
             with suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil compares the start time: never another process with the same id
 
-    def _note(self) -> None:
+    def remember(self) -> None:
+        """Whom it has started so far goes with it, also where it ends before `reap`."""
         with suppress(psutil.NoSuchProcess):
             self._found.update(psutil.Process(self.pid).children(recursive=True))
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from curation import lease
 from curation.job import JobError
 from curation.plan import RunError
 from curation.run import run
+from shards.object_store import PATIENCE_VARIABLE
 from shards.storage import Storage
 from tests.curation.pairs import CHEAP, profile, write_config
 from tests.curation.processes import arrivals, await_arrivals, driver
 from tests.curation.test_cli import call, one_line
 from tests.curation.test_kills import PLUGIN, same_as_undisturbed, some_input
+from tests.s3 import Fault, Store, serving
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -166,6 +168,88 @@ def test_a_lease_that_cannot_be_renewed_is_told_once(tmp_path: Path, output: Sto
     assert len(said) == 1
     assert "the lease cannot be renewed" in said[0]
     assert not output.exists(lease.NAME)
+
+
+@pytest.fixture(scope="module")
+def _store() -> Iterator[Store]:
+    with serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture
+def store(_store: Store) -> Iterator[Store]:
+    yield _store
+    _store.proxy.clear()
+
+
+def on_the_lease(fault: Fault) -> Callable[[str, str, int], Fault | None]:
+    return lambda method, path, number: fault if path.endswith(lease.NAME) else None
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(wait_s=30)], ids=["busy", "silent"])
+def test_a_store_that_went_away_does_not_hold_up_the_end(
+    store: Store, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
+    output = Storage.open(f"s3://{store.bucket()}/run")
+    asked = threading.Event()
+
+    def choose(method: str, path: str, number: int) -> Fault | None:
+        asked.set()
+        return fault
+
+    with lease.hold(output, print):
+        store.proxy.choose = choose
+        assert asked.wait(20)
+        time.sleep(0.5)  # it has its answer, or waits for it
+        began = time.monotonic()
+    took = time.monotonic() - began
+    assert took < lease.GIVE_BACK_S + 2
+    store.proxy.choose = None
+    waits_for(lambda: not any(thread.name == "lease" for thread in threading.enumerate()))
+    print(f"{took:.1f} s to give back")
+
+
+def test_a_store_that_is_busy_for_a_moment_gets_its_lease_back(store: Store) -> None:
+    bucket = store.bucket()
+    with lease.hold(Storage.open(f"s3://{bucket}/run"), print):
+        assert list(store.objects(bucket)) == ["run/lease.json"]
+        store.proxy.clear()
+        store.proxy.choose = lambda method, path, number: Fault(status=503) if number < 4 else None
+    assert "run/lease.json" not in store.objects(bucket)
+
+
+def test_a_lease_does_not_use_up_the_patience_of_the_run(
+    store: Store, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "3")
+    monkeypatch.setattr(lease, "STALE_S", 0.4)
+    output = Storage.open(f"s3://{store.bucket()}/run")
+    output.write("other", b"what was written")
+    said: list[str] = []
+    with lease.hold(output, said.append):
+        store.proxy.choose = on_the_lease(Fault(status=503))
+        waits_for(lambda: said)
+        refused = iter(range(4))  # more than the AWS library's own attempts
+
+        def choose(method: str, path: str, number: int) -> Fault | None:
+            away = path.endswith(lease.NAME) or (path.endswith("other") and next(refused, None) is not None)
+            return Fault(status=503) if away else None
+
+        store.proxy.choose = choose
+        assert output.read("other") == b"what was written"
+
+
+def test_release_all_gives_back_whatever_is_held(tmp_path: Path) -> None:
+    folders = [Storage.open(str(tmp_path / name)) for name in "ab"]
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(lease.hold(folder, print))
+        lease.release_all()
+        assert not any(folder.exists(lease.NAME) for folder in folders)
+        assert not lease.Lease.held
 
 
 def test_a_second_run_is_refused_and_sigterm_ends_the_first_in_order(tmp_path: Path) -> None:
