@@ -224,7 +224,7 @@ def test_a_store_that_is_busy_for_a_moment_gets_its_lease_back(store: Store) -> 
 def test_a_lease_does_not_use_up_the_patience_of_the_run(
     store: Store, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(PATIENCE_VARIABLE, "3")
+    monkeypatch.setenv(PATIENCE_VARIABLE, "15")
     monkeypatch.setattr(lease, "STALE_S", 0.4)
     output = Storage.open(f"s3://{store.bucket()}/run")
     output.write("other", b"what was written")
