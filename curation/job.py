@@ -1,7 +1,7 @@
 """The Ray Data graph: units -> [read, clean, cheap filters] -> [pixels, actor pool] -> [commit] -> one row a unit.
 
-The one place that names Ray. A unit is one block from end to end; functions in the graph never raise, they give back a
-status row; whatever kills a worker is retried by Ray, and attempt markers stop a unit that kills every worker it meets.
+The one place that names Ray Data. A unit is one block from end to end; functions in the graph never raise, they give
+back a status row; whatever kills a worker is retried by Ray, and attempt markers stop a unit that kills every worker.
 """
 
 from __future__ import annotations

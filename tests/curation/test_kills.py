@@ -317,7 +317,7 @@ def interrupted_writing(tmp_path: Path, gate: Path, spoil: Callable[[], None], m
 
     try:
         errors = [outcome.error or "" for outcome in disturbed(checked, gate, disturb).failed]
-    except OSError as error:  # the driver itself could not write its manifest
+    except JobError as error:  # the driver itself could not write its manifest
         errors = [str(error)]
     mend()
     assert not run(checked).failed
