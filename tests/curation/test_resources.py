@@ -137,6 +137,7 @@ def test_what_no_node_has_is_told(tmp_path: Path) -> None:
     assert shortage(profile(tmp_path), two) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_bytes_do_not_depend_on_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CLIP on one thread of a Ray of two CPUs, and on two actors of two threads on a Ray of six."""
