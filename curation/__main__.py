@@ -81,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--config", default="pipelines.yaml", metavar="FILE", help="default: %(default)s")
         return added
 
+    def overridable(
+        added: argparse.ArgumentParser, help_: str = "overrides a setting of the profile; may be repeated"
+    ) -> None:
+        added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=help_)
+
     command("validate", "Reports every error of the configuration, with line and nearest match.", "validate")
     for name, text, example in (
         ("plan", "Shows units, order of filters, resources and output, without running.", "plan demo"),
@@ -90,14 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--limit", type=_positive, metavar="N", help="whole units from the first on, until they hold N samples"
         )
-        added.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="A.B=C",
-            dest="overrides",
-            help="overrides a setting of the profile; may be repeated",
-        )
+        overridable(added)
         if name == "plan":
             added.add_argument(
                 "--cluster",
@@ -148,17 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", type=_positive, metavar="N", help="whole shards from the first on, until they hold N rows"
     )
     added.add_argument("--address", help="a running Ray cluster; default: RAY_ADDRESS, else processes of this machine")
-    added.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=C",
-        dest="overrides",
-        help="overrides a setting of the profile; may be repeated",
-    )
+    overridable(added)
     added = command("stats", "Prints the funnel of a run.", "stats demo")
     added.add_argument("--json", action="store_true", help="the funnel as JSON")
-    added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=argparse.SUPPRESS)
+    overridable(added, argparse.SUPPRESS)
     return parser
 
 
@@ -286,7 +277,6 @@ def _run(pipelines: Pipelines, options: argparse.Namespace) -> int:
 
 def _download(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.download import download, download_lines
-    from curation.fetch.catalogue import DownloadError
     from curation.job import JobError
     from curation.raw import SourceError
     from curation.termination import terminable
@@ -301,7 +291,7 @@ def _download(pipelines: Pipelines, options: argparse.Namespace) -> int:
                 options.address,
                 accept_unreachable=options.accept_unreachable,
             )
-    except (DownloadError, SourceError) as error:
+    except SourceError as error:
         _complain(str(error))
         return 2
     except JobError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from curation.fetch.distribute import on_ray, on_this_machine
 from curation.fetch.done import done_shards
 from curation.fetch.retry import Retrier, finish_retries, worth_retrying
 from curation.fetch.worker import Fetched, Fetcher
+from curation.plan import whole_until
 from curation.profile import Profile
-from curation.progress import Progress
+from curation.progress import Progress, say
 from curation.submitted import lost_input, lost_output
 from shards.inputs import resolve_inputs
 from shards.storage import Storage
@@ -74,22 +74,23 @@ def download(
     output = Storage.open(profile.input.path)
     output.must_answer()
     with ExitStack() as stack:
-        held = stack.enter_context(lease.hold(output, _say))
-        catalogue, gone = update_catalogue(output, lists, entries, settings, _say)
+        held = stack.enter_context(lease.hold(output, say))
+        catalogue, gone = update_catalogue(output, lists, entries, settings, say)
         output.write(NAME, catalogue.to_json(), durable=True)
         finished = finish_retries(output)
         if finished:
-            _say(f"note: finished an interrupted retry: {finished:,} tars changed")
+            say(f"note: finished an interrupted retry: {finished:,} tars changed")
         output.sweep_temporary()
-        shards = _first(list(catalogue.shards()), limit)
-        ended = {name: fetched for name, fetched in done_shards(output).items() if name in {s.name for s in shards}}
-        missing = [shard for shard in shards if shard.name not in ended]
+        shards = list(catalogue.shards())
+        shards = shards[: whole_until((shard.piece.rows for shard in shards), limit)]
+        done = done_shards(output)
+        missing = [shard for shard in shards if shard.name not in done]
         never = [shard for shard in missing if shard.piece.path in gone]
         if never:
             raise DownloadError(
                 f"{settings.urls}: {never[0].piece.path} is gone before all of its rows were fetched: bring it back"
             )
-        again = [s for s in shards if s.name in ended and worth_retrying(ended[s.name])] if retry_failed else []
+        again = [s for s in shards if s.name in done and worth_retrying(done[s.name])] if retry_failed else []
         fetcher = Fetcher(settings, profile.max_pixels, lists.uri, output.uri, accept_unreachable)
         result = Downloaded(output.uri, shards=len(shards))
         failed: set[int] = set()
@@ -101,7 +102,7 @@ def download(
                 stack.enter_context(cluster(address))
             where = "Ray" if address else f"{_processes(profile)} processes"
             retried = f", {len(again):,} to retry" if again else ""
-            _say(f"{profile.name}: {len(missing):,} of {len(shards):,} shards to fetch{retried}; starting {where} ...")
+            say(f"{profile.name}: {len(missing):,} of {len(shards):,} shards to fetch{retried}; starting {where} ...")
             progress = stack.enter_context(Progress(len(missing) + len(again), profile.name, "shard", "arrived"))
             for work, todo in ((fetcher, missing), (Retrier(**fetcher.__dict__), again)):
                 for fetched in _distribute(work, todo, profile, address):
@@ -115,7 +116,7 @@ def download(
                         continue
                     result.changed += work is not fetcher and fetched.changed
                     result.bytes += fetched.bytes
-        done = done_shards(output)
+            done = done_shards(output)
         for fetched in done.values():
             result.listed += fetched.listed
             result.arrived += fetched.arrived
@@ -137,17 +138,6 @@ def _processes(profile: Profile) -> int:
     return wish or len(os.sched_getaffinity(0))
 
 
-def _first(shards: list[Shard], limit: int | None) -> list[Shard]:
-    if limit is None:
-        return shards
-    rows = 0
-    for index, shard in enumerate(shards):
-        if rows >= limit:
-            return shards[:index]
-        rows += shard.piece.rows
-    return shards
-
-
 def download_lines(result: Downloaded) -> list[str]:
     """What came of it, for people."""
     share = f" ({result.arrived / result.listed:.1%})" if result.listed else ""
@@ -159,8 +149,3 @@ def download_lines(result: Downloaded) -> list[str]:
             f"{result.worked:,} shards in {result.seconds:.0f} s, {result.bytes / 2**20:,.1f} MiB, {rate:.1f} MiB/s"
         )
     return lines
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

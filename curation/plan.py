@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,9 @@ def make_plan(profile: Profile, limit: int | None = None, replace: bool = False)
     if before and before["input"]["uri"] != storage.uri:
         notes = [f"{output.uri} was begun from {before['input']['uri']}: units are told apart by path and size alone"]
     if profile.download is not None:
-        notes += _download_notes(storage)
+        from curation.fetch.catalogue import unfinished
+
+        notes += unfinished(storage)
     committed = manifests.committed(output)
     done = {unit_id for unit_id, decision in committed.items() if decision == prints.decision}
     gone = committed.keys() - {unit.unit_id for unit in units}
@@ -87,18 +89,18 @@ def make_plan(profile: Profile, limit: int | None = None, replace: bool = False)
             "input back"
         )
     other = before is not None and before["input"].get("sha256") != input_print(units)
-    return Plan(profile, prints, storage, output, units, done - gone, _limit(units, limit), notes, gone, other)
-
-
-def _download_notes(raw: Storage) -> list[str]:
-    """A notice where the raw tars are not all there yet; `RunError` where they may not fit their Parquet."""
-    from curation.fetch.catalogue import DownloadError, unfinished
-
-    try:
-        note = unfinished(raw)
-    except DownloadError as error:
-        raise RunError(str(error)) from error
-    return [note] if note else []
+    return Plan(
+        profile,
+        prints,
+        storage,
+        output,
+        units,
+        done - gone,
+        whole_until((unit.samples or 0 for unit in units), limit),
+        notes,
+        gone,
+        other,
+    )
 
 
 def input_print(units: list[Unit]) -> str:
@@ -116,14 +118,15 @@ def asked(label: str, question: Callable[[], Any]) -> None:
         raise RuleError(f"{label}: cannot be set up: {describe(error)}") from error
 
 
-def _limit(units: list[Unit], limit: int | None) -> int | None:
+def whole_until(samples: Iterable[int], limit: int | None) -> int | None:
+    """How many whole units, from the first on, hold `limit` samples; None without a limit: all."""
     if limit is None:
         return None
-    samples = 0
-    for index, unit in enumerate(units):
-        if samples >= limit:
+    held = 0
+    for index, count in enumerate(samples):
+        if held >= limit:
             return index
-        samples += unit.samples or 0
+        held += count
     return None
 
 

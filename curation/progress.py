@@ -13,6 +13,12 @@ from tqdm import tqdm
 LINE_EVERY = 10.0
 
 
+def say(line: str) -> None:
+    """A line for people, beside the progress and apart from the results."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 class Progress:
     """Counts units; shows samples, retention and failures beside them. `unit`, `kept`: what they are called."""
 
@@ -60,5 +66,4 @@ class Progress:
     def _line(self) -> None:
         self._last, self._told = time.monotonic(), self.units
         done = f"{self.units:,}/{self.total:,} {self.names[0]}s"
-        sys.stderr.write(f"{self.what}: {done}, {self._state()}, {self._last - self._started:.0f} s\n")
-        sys.stderr.flush()
+        say(f"{self.what}: {done}, {self._state()}, {self._last - self._started:.0f} s")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from curation.commit import remove_others
 from curation.job import Job, JobError, Outcome, cluster, must_fit, run_wave
 from curation.plan import Plan, RunError, asked, input_print, make_plan, own, read_run
 from curation.profile import Profile
-from curation.progress import Progress
+from curation.progress import Progress, say
 from curation.units import Unit
 from shards.manifest import LIST_NAME, NAME, DatasetManifest, read_manifest, write_manifest
 from shards.manifest import ManifestError as DatasetManifestError
@@ -59,8 +58,8 @@ def run(
         asked(f"filter {label!r}", rule.setup)  # what its check could not see is told before Ray starts
     output = plan.output
     for note in plan.notes:
-        _say(f"note: {note}")
-    with lease.hold(output, _say) as held:
+        say(f"note: {note}")
+    with lease.hold(output, say) as held:
         _prepare(plan)
         try:
             return _run(plan, address, held, max_failed_units, started)
@@ -116,8 +115,9 @@ def _prepare(plan: Plan) -> None:
     """
     output = plan.output
     own(output, plan.prints)  # again: another run may have begun and ended before this one got the lease
+    committed = manifests.committed(output)  # also what another run committed while this one waited for the lease
     if plan.gone or plan.other_input:
-        if manifests.committed(output).keys() - {unit.unit_id for unit in plan.units} != plan.gone:
+        if committed.keys() - {unit.unit_id for unit in plan.units} != plan.gone:
             raise RunError(f"{output.uri}: another run has just been at work here with another input: run again")
         if plan.gone:
             for name in (NAME, LIST_NAME):
@@ -125,9 +125,7 @@ def _prepare(plan: Plan) -> None:
             manifests.forget(output, plan.gone)
         removed = remove_others(output, {unit.short for unit in plan.units})
         if removed:
-            _say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
-    # What another run committed while this one waited for the lease.
-    committed = manifests.committed(output)
+            say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
     plan.done = {unit.unit_id for unit in plan.units if committed.get(unit.unit_id) == plan.prints.decision}
     if len(plan.done) < len(plan.units):
         _open_again(output)
@@ -146,11 +144,11 @@ def _work(plan: Plan, address: str | None, held: lease.Lease) -> Generator[Outco
     if not pending:
         return
     job = Job(profile, plan.prints, plan.input.uri, plan.output.uri)
-    _say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
+    say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
     with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
         waiting = must_fit(profile, resources, address)
         if waiting:
-            _say(f"note: {waiting}")
+            say(f"note: {waiting}")
         _must_have(held)
         for outcome in _waves(job, pending, plan.output):
             if outcome.fatal:
@@ -174,11 +172,6 @@ def _waves(job: Job, units: Sequence[Unit], output: Storage) -> Iterator[Outcome
         manifests.compact(output)  # first: a run that is killed in every wave would pile loose ones up
         yield from run_wave(job, units[first : first + WAVE])
     manifests.compact(output)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _write_run(plan: Plan) -> None:

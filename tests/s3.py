@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
+import pytest
 from botocore.client import Config
 
 KEY, SECRET = "AKIATESTKEYOFNOBODY1", "hunter2-not-to-be-seen-anywhere"
@@ -359,3 +360,12 @@ def serving(**environment: str) -> Iterator[Store]:
         server.stdin.close()
         server.wait(30)
         server.stdout.close()
+
+
+@contextmanager
+def serving_here(**more: str) -> Iterator[Store]:
+    """The same, with what reaches it, and `more`, in the environment of this process."""
+    with serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**store.environment(), **more}.items():
+            patch.setenv(name, value)
+        yield store

@@ -13,6 +13,7 @@ from typing import Any
 
 from curation.fetch.adapters import ADAPTERS
 from curation.fetch.lists import Piece, cut_list
+from curation.plan import RunError
 from curation.profile import Download
 from shards.storage import Entry, Storage
 
@@ -23,7 +24,7 @@ RETRY_FOLDER = "_retry/"
 VERSION = 1
 
 
-class DownloadError(Exception):
+class DownloadError(RunError):
     """The download cannot start, or did not end whole: one line."""
 
 
@@ -134,18 +135,18 @@ def update_catalogue(
     return catalogue, catalogue.files.keys() - {entry.path for entry in entries}
 
 
-def unfinished(output: Storage) -> str | None:
-    """One line where a folder's download has not fetched all that it has begun; None where it has, or was none.
+def unfinished(output: Storage) -> list[str]:
+    """A notice where a folder's download has not fetched all that it has begun; none where it has, or was none.
 
     Raises `DownloadError` where a retry was interrupted, so that a tar and its Parquet may not fit together.
     """
     catalogue = read_catalogue(output)
     if catalogue is None:
-        return None
+        return []
     if output.list(RETRY_FOLDER.rstrip("/"), STATS):
         raise DownloadError(f"{output.uri}: a retry of its download was interrupted: call the download again first")
     shards = sum(len(pieces) for _, pieces in catalogue.files.values())
     fetched = len(output.list("", STATS))
     if fetched >= shards:
-        return None
-    return f"{output.uri}: {shards - fetched:,} of {shards:,} shards are not downloaded yet"
+        return []
+    return [f"{output.uri}: {shards - fetched:,} of {shards:,} shards are not downloaded yet"]

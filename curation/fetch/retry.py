@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.fetch.catalogue import RETRY_FOLDER as FOLDER
 from curation.fetch.catalogue import STATS, Shard
-from curation.fetch.worker import SUCCESS, Fetched, Fetcher, publish, with_fetched
+from curation.fetch.worker import FETCHED, SUCCESS, Fetched, Fetcher, publish, with_fetched
 from curation.raw import SourceError, fetch_reason
 from shards.storage import NotFound, Storage
 from shards.tar import TarError, group, scan
@@ -89,25 +92,18 @@ class Retrier(Fetcher):
             )
             arrived = {key: image for key in again if (image := spool.image(key)) is not None}
             if not arrived:
-                return Fetched(shard.number, len(wanted), reasons=_reasons(spool.metas), changed=False)
-            old = {
-                meta["key"]: meta
-                for meta in table.select([n for n in table.column_names if n != "caption"]).to_pylist()
-            }
+                return Fetched(shard.number, len(wanted), reasons=_reasons(spool.metas.values()), changed=False)
+            old = {meta["key"]: meta for meta in table.select(FETCHED.names).to_pylist()}
             metas = [spool.metas.get(key, old[key]) for key in keys]
             publish(output, FOLDER, shard, with_fetched(table, metas), before | arrived, started)
             _copy_over(output, shard.name)
             size = sum(len(image) for image in arrived.values())
-            failed = {key: meta for key, meta in spool.metas.items() if key not in arrived}
-            return replace(Fetched(shard.number, len(wanted), len(arrived), size, _reasons(failed)), changed=True)
+            failed = _reasons(meta for key, meta in spool.metas.items() if key not in arrived)
+            return Fetched(shard.number, len(wanted), len(arrived), size, failed)
 
 
-def _reasons(metas: dict[str, dict[str, object]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for meta in metas.values():
-        why = fetch_reason(meta["error_message"])
-        found[why] = found.get(why, 0) + 1
-    return found
+def _reasons(metas: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    return Counter(fetch_reason(meta["error_message"]) for meta in metas)
 
 
 def _images(output: Storage, path: str) -> dict[str, memoryview]:

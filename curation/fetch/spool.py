@@ -73,10 +73,8 @@ class KeepBytes:
 
     def __call__(self, stream: Any, boxes: Any = None) -> Resized:
         data = stream.read()
-        if not data:
-            return None, None, None, None, None, "empty body"
-        if is_text(data):
-            return None, None, None, None, None, "not an image"
+        if problem := no_image(data):
+            return failed(problem)
         width, height = stored_size(data)
         return data, width, height, width, height, None
 
@@ -94,15 +92,13 @@ class Guarded:
 
     def __call__(self, stream: Any, boxes: Any = None) -> Resized:
         data = stream.read()
-        if not data:
-            return None, None, None, None, None, "empty body"
-        if is_text(data):
-            return None, None, None, None, None, "not an image"
+        if problem := no_image(data):
+            return failed(problem)
         *_, problem = scan_header(data, readable="header", max_pixels=self.max_pixels)
         if problem == "too_many_pixels":
-            return None, None, None, None, None, "image area too large"
+            return failed("image area too large")
         if problem == "format":  # no size can be read before decoding it
-            return None, None, None, None, None, "format that is not decoded"
+            return failed("format that is not decoded")
         stream.seek(0)
         resized: Resized = self.resizer(stream, boxes)
         _, container = read_container(memoryview(data))
@@ -113,7 +109,7 @@ class Guarded:
             return resized
         plain, problem = upright(data)
         if plain is None:
-            return None, None, None, None, None, problem
+            return failed(problem)
         image, new_width, new_height, *_, problem = self.resizer(io.BytesIO(plain), boxes)
         # The original size as stored: who reads it turns it by the EXIF column.
         return image, new_width, new_height, width, height, problem
@@ -146,6 +142,18 @@ def stored_size(data: bytes | memoryview) -> tuple[int | None, int | None]:
     """(width, height) as stored, before any EXIF rotation: what img2dataset's columns mean by them."""
     _, width, height, rotated, _ = scan_header(data, readable="header")
     return (height, width) if rotated else (width, height)
+
+
+def failed(problem: str | None) -> Resized:
+    """What a resizer answers for an image that it does not give."""
+    return None, None, None, None, None, problem
+
+
+def no_image(data: bytes) -> str | None:
+    """Why a body does not count as an image that arrived; None where it does."""
+    if not data:
+        return "empty body"
+    return "not an image" if is_text(data) else None
 
 
 def is_text(data: bytes) -> bool:

@@ -37,6 +37,7 @@ from shards.storage import Storage
 from tests.curation.pairs import image, profile
 from tests.curation.test_unit import ledger_of, run_plainly
 from tests.curation.web_server import Web, serving
+from tests.small_disk import small_disk
 
 PAGE = b"<!DOCTYPE html><html><body>gone</body></html>"
 
@@ -330,14 +331,7 @@ def test_the_command_line_tells_what_came(tmp_path: Path, web: Web) -> None:
 
 
 def test_a_full_disk_is_no_failed_download(tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], check=False).returncode
-    ):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
+    with small_disk(tmp_path / "small", "64k") as mount:
         for index in range(8):
             web.pages[f"/{index}.jpg"] = (200, {}, image(600, 600, index, quality=95))
         write_list(tmp_path, web, [f"/{index}.jpg" for index in range(8)])
@@ -349,8 +343,6 @@ def test_a_full_disk_is_no_failed_download(tmp_path: Path, web: Web, monkeypatch
         assert not list((tmp_path / "in").glob("0*"))
         monkeypatch.setattr(tempfile, "tempdir", None)
         assert fetcher(checked)(Shard(0, Piece("part-0.parquet", 0, 8, 8)))[1].arrived == 8
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=False)  # the failed writer may hold a file
 
 
 def test_an_outage_is_no_answer(tmp_path: Path, web: Web) -> None:

@@ -28,6 +28,7 @@ from shards.storage import Storage
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
 from tests.curation.processes import Driver, arrivals, await_arrivals, driver
 from tests.curation.test_unit import files_of, ledger_of
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -287,22 +288,10 @@ def test_a_replacing_run_killed_in_the_middle_is_finished_by_the_next(tmp_path: 
     same_as_undisturbed(tmp_path, samples - 5)
 
 
-def small_mount(path: Path) -> Iterator[Path]:
-    path.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", path], check=False).returncode
-    ):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=False)
-
-
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Path]:
-    yield from small_mount(tmp_path / "runs")
+    with small_disk(tmp_path / "runs", "64m") as disk:
+        yield disk
 
 
 def interrupted_writing(tmp_path: Path, gate: Path, spoil: Callable[[], None], mend: Callable[[], None]) -> list[str]:

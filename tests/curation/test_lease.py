@@ -27,7 +27,7 @@ from tests.curation.pairs import CHEAP, profile, write_config
 from tests.curation.processes import arrivals, await_arrivals, driver
 from tests.curation.test_cli import call, one_line
 from tests.curation.test_kills import PLUGIN, same_as_undisturbed, some_input
-from tests.s3 import Fault, Store, serving
+from tests.s3 import Fault, Store, serving_here
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -172,9 +172,7 @@ def test_a_lease_that_cannot_be_renewed_is_told_once(tmp_path: Path, output: Sto
 
 @pytest.fixture(scope="module")
 def _store() -> Iterator[Store]:
-    with serving() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment().items():
-            patch.setenv(name, value)
+    with serving_here() as store:
         yield store
 
 

@@ -8,7 +8,6 @@ import os
 import socket
 import urllib.request
 import zlib
-from collections.abc import Iterator
 from urllib.error import HTTPError
 
 import pytest
@@ -18,17 +17,7 @@ from curation.fetch.opener import Limits, Opener, install
 from curation.raw import fetch_reason
 from tests.curation.web import BODY, OWN, PUBLIC, Internet, answer, fetch, redirect, serve, why
 
-
-@pytest.fixture(autouse=True)
-def opener_of_before() -> Iterator[None]:
-    before = urllib.request._opener  # type: ignore[attr-defined]
-    yield
-    urllib.request._opener = before  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
-    return Internet(monkeypatch)
+pytestmark = pytest.mark.usefixtures("opener_of_before")
 
 
 def test_urlopen_keeps_what_urllib_promises() -> None:

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,7 @@ from curation.fetch.opener import Limits, Opener, install
 from curation.raw import fetch_reason
 from tests.curation.web import BODY, OWN, PUBLIC, Internet, Page, answer, fetch, redirect, serve, why
 
-
-@pytest.fixture(autouse=True)
-def opener_of_before() -> Iterator[None]:
-    before = urllib.request._opener  # type: ignore[attr-defined]
-    yield
-    urllib.request._opener = before  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
-    return Internet(monkeypatch)
+pytestmark = pytest.mark.usefixtures("opener_of_before")
 
 
 @pytest.mark.parametrize(

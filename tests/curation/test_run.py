@@ -19,6 +19,7 @@ from shards.manifest import read_manifest
 from shards.storage import Storage, StorageError
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
 from tests.curation.test_unit import files_of, ledger_of, run_plainly
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -264,14 +265,7 @@ def test_what_a_run_leaves_is_read_by_the_usual_libraries(tmp_path: Path) -> Non
 
 def test_no_room_for_the_output_is_told_and_mended_by_another_run(tmp_path: Path) -> None:
     """A real, small file system that runs full."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], check=False).returncode
-    ):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
+    with small_disk(tmp_path / "small", "256k") as mount:
         for number in range(3):
             write_tar(
                 tmp_path / f"in/{number}.tar",
@@ -289,8 +283,6 @@ def test_no_room_for_the_output_is_told_and_mended_by_another_run(tmp_path: Path
         after = run(checked)
         assert not after.failed
         assert after.totals.seen == 9
-    finally:
-        subprocess.run(["umount", mount], check=False)
 
 
 def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:

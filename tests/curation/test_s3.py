@@ -25,7 +25,7 @@ from shards.object_store import PATIENCE_VARIABLE
 from shards.window import BLOCK_BYTES
 from tests.curation.pairs import flat, good_pairs, image, pair, profile, write_config, write_parquet, write_tar
 from tests.curation.processes import driver
-from tests.s3 import KEY, SECRET, Fault, Request, Store, serving
+from tests.s3 import KEY, SECRET, Fault, Request, Store, serving_here
 
 FILES = 5
 # What a run leaves that must be the same bytes each time; unit manifests also say how long the unit took.
@@ -35,9 +35,7 @@ PATIENCE_S = 8
 
 @pytest.fixture(scope="module")
 def _store() -> Iterator[Store]:
-    with serving() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**store.environment(), PATIENCE_VARIABLE: str(PATIENCE_S)}.items():
-            patch.setenv(name, value)
+    with serving_here(**{PATIENCE_VARIABLE: str(PATIENCE_S)}) as store:
         yield store
 
 
