@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from curation.cluster import cluster
 from curation.config import load
-from curation.job import cluster
 from curation.run import Result, run
 from curation.stats import funnel_lines
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from curation import lease
+from curation.cluster import JobError, cluster
 from curation.fetch.adapters import ADAPTERS
 from curation.fetch.catalogue import NAME, DownloadError, Shard, update_catalogue
 from curation.fetch.distribute import on_ray, on_this_machine
@@ -97,8 +98,6 @@ def download(
         if missing or again:
             address = address or os.environ.get("RAY_ADDRESS")
             if address:
-                from curation.job import cluster
-
                 stack.enter_context(cluster(address))
             where = "Ray" if address else f"{_processes(profile)} processes"
             retried = f", {len(again):,} to retry" if again else ""
@@ -107,7 +106,7 @@ def download(
             for work, todo in ((fetcher, missing), (Retrier(**fetcher.__dict__), again)):
                 for fetched in _distribute(work, todo, profile, address):
                     if held.lost:
-                        raise DownloadError(held.lost)
+                        raise JobError(held.lost)
                     result.worked += 1
                     progress.unit(fetched.listed, fetched.listed, fetched.arrived, fetched.error is not None)
                     if fetched.error is not None:

@@ -7,26 +7,23 @@ back a status row; whatever kills a worker is retried by Ray, and attempt marker
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from curation import attempts, lease, ledger
+from curation import attempts, ledger
 from curation.block import from_table, state_of, to_table, with_state
+from curation.cluster import RayGaveUp, nodes
 from curation.commit import commit, record_failure
-from curation.head import messages_in_log, not_ray, watched
 from curation.profile import Fingerprints, Profile
-from curation.resources import COMMIT_CPUS, Node, Shares, fit, shortage
-from curation.termination import Terminated, handler_kept
+from curation.resources import COMMIT_CPUS, Shares, fit
 from curation.unit import Judged, describe, drop_images, judge, printable, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
@@ -69,94 +66,6 @@ class Outcome:
     fatal: bool = False
 
 
-@contextmanager
-def cluster(address: str | None) -> Iterator[list[Node]]:
-    """Connects to `address` or RAY_ADDRESS, else starts Ray on this machine and stops it afterwards; gives its nodes.
-
-    A Ray that this process is already connected to is used and left running.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local" and "ray" not in sys.modules:
-        # Ray's own default for a local start, said aloud: other users of this machine must not reach the cluster.
-        # Only before the import: Ray reads it there, and a later value starts servers that the driver cannot talk to.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
-    if ray.is_initialized():
-        yield _nodes()
-        return
-    if wrong := not_ray(address):
-        raise JobError(wrong)
-    with _core_log() as log, messages_in_log():
-        try:
-            options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            with handler_kept():
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-        except Terminated:
-            # Ray has ended its processes; its core, caught half made, would abort this one at a usual exit.
-            atexit.register(os._exit, 143)
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RayGaveUp(f"no Ray at {address!r} ({describe(error)}): check --address, or leave it out") from error
-        try:
-            with ExitStack() as stack:
-                if not address.startswith("ray://"):  # its client tells by itself when its server is lost
-                    stack.enter_context(watched(ray.get_runtime_context().gcs_address, log, lease.release_all))
-                yield _nodes()
-        finally:
-            ray.shutdown()
-
-
-def _nodes() -> list[Node]:
-    """What each living node has, by Ray's names of resources."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def must_fit(profile: Profile, nodes: Sequence[Node], address: str | None) -> str | None:
-    """Raises `JobError` where this machine's Ray can never run the job; a cluster may grow, so there it is a notice."""
-    lacking = shortage(profile, nodes)
-    if lacking and (address or os.environ.get("RAY_ADDRESS") or "local") == "local":
-        raise JobError(lacking)
-    return lacking and f"waiting for the cluster to grow: {lacking}"
-
-
-@contextmanager
-def _core_log() -> Iterator[str]:
-    """Sends what Ray's C++ core writes to file descriptor 2 to a file; Python's own stderr goes on as before.
-
-    The core complains there about things that are none of the user's (constructor arguments of Ray Data's own actors).
-    Gives the file's path; the file stays, and is named, where Ray gives up.
-    """
-    sys.stderr.flush()
-    terminal, python_stderr = os.dup(2), sys.stderr
-    descriptor, path = tempfile.mkstemp(prefix="winnow-ray-", suffix=".log")
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    with open(terminal, "w", buffering=1, encoding=python_stderr.encoding, errors="backslashreplace") as stderr:
-        sys.stderr = stderr
-        wanted = False
-        try:
-            yield path
-        except RayGaveUp as error:
-            wanted = True
-            raise RayGaveUp(f"{error} (Ray's own log: {path})") from error
-        finally:
-            os.dup2(terminal, 2)
-            sys.stderr = python_stderr
-            if not wanted:
-                os.unlink(path)
-
-
-class JobError(Exception):
-    """The job as a whole cannot go on: one line."""
-
-
-class RayGaveUp(JobError):
-    """Ray did not start, or ended the job by itself."""
-
-
 def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     """Runs units, at most a wave of them (Ray's driver spends about 2 ms a block), and yields each one's end."""
     import ray
@@ -170,7 +79,7 @@ def run_wave(job: Job, units: Sequence[Unit]) -> Iterator[Outcome]:
     context.max_consecutive_actor_init_deaths = ACTOR_DEATHS
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told once, by us
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    shares = fit(job.profile, _nodes(), max(unit.size for unit in units))
+    shares = fit(job.profile, nodes(), max(unit.size for unit in units))
     patience = NO_PROGRESS_S
     if job.profile.pixel and not shares.actor_gpus:
         patience += SECONDS_AN_IMAGE * max(unit.samples or job.profile.units.max_samples for unit in units)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from curation import attempts, lease, manifests, stats
+from curation.cluster import JobError, cluster, must_fit
 from curation.commit import remove_others
-from curation.job import Job, JobError, Outcome, cluster, must_fit, run_wave
+from curation.job import Job, Outcome, run_wave
 from curation.plan import Plan, RunError, asked, input_print, make_plan, own, read_run
 from curation.profile import Profile
 from curation.progress import Progress, say

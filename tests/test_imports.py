@@ -49,4 +49,4 @@ def test_ray_data_is_named_in_one_file_of_curation() -> None:
     assert {name for name, found in files.items() if any(m.startswith("ray.data") for m in found)} == {"job.py"}
     # Plain Ray besides: tasks of a download, and what its head says.
     naming = {name for name, found in files.items() if any(m.split(".")[0] == "ray" for m in found)}
-    assert naming == {"job.py", "distribute.py", "head.py"}
+    assert naming == {"job.py", "cluster.py", "distribute.py", "head.py"}

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from curation import head
-from curation.job import JobError, must_fit
+from curation.cluster import JobError, must_fit
 from curation.run import run
 from tests.curation.pairs import CHEAP, profile, write_config
 from tests.curation.processes import Driver, await_arrivals, driver

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from curation import attempts, manifests
-from curation.job import Job, JobError, Worker
+from curation.cluster import JobError
+from curation.job import Job, Worker
 from curation.plan import RunError, make_plan
 from curation.profile import Profile
 from curation.run import load_totals, run

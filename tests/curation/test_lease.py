@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from curation import lease
-from curation.job import JobError
+from curation.cluster import JobError
 from curation.plan import RunError
 from curation.run import run
 from shards.object_store import PATIENCE_VARIABLE

@@ -152,7 +152,7 @@ def test_bytes_do_not_depend_on_resources(tmp_path: Path, monkeypatch: pytest.Mo
     code = (
         "import ray, sys; ray.init(address='local', num_cpus=6, include_dashboard=False, log_to_driver=False,"
         " object_store_memory=300_000_000);"
-        "from curation.config import load; from curation.run import run; from curation.job import _nodes;"
+        "from curation.config import load; from curation.run import run; from curation.cluster import nodes as _nodes;"
         "from curation.resources import fit; profile = load(sys.argv[1]).profile('test');"
         "result = run(profile); print(fit(profile, _nodes()).actors, result.totals.kept, result.failed)"
     )

@@ -141,7 +141,7 @@ def test_pixels_are_scored_for_survivors_only(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path: Path) -> None:
-    from curation.job import JobError
+    from curation.cluster import JobError
     from filters.base import RuleError
 
     some_input(tmp_path)
@@ -362,7 +362,7 @@ def test_readers_and_actors_are_apart(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
-    from curation.job import JobError
+    from curation.cluster import JobError
     from curation.resources import fit, shortage
 
     some_input(tmp_path)

@@ -1,0 +1,73 @@
+"""What several commands share: their arguments, and lines for people."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curation.profile import Profile
+
+# What `ArgumentParser.add_subparsers` gives.
+Commands = Any
+
+
+def command(commands: Commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """A command on one profile of a configuration."""
+    added = bare(commands, name, text, example)
+    added.add_argument(
+        "profile", nargs="?", metavar="PROFILE", help="a profile of the file; may be left out if it is the only one"
+    )
+    added.add_argument("--config", default="pipelines.yaml", metavar="FILE", help="default: %(default)s")
+    return added
+
+
+def bare(commands: Commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """A command that takes no profile."""
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: python -m curation {example}"
+    )
+    return added
+
+
+def overridable(
+    added: argparse.ArgumentParser, help_: str = "overrides a setting of the profile; may be repeated"
+) -> None:
+    added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=help_)
+
+
+def on_cluster(added: argparse.ArgumentParser, otherwise: str = "Ray on this machine") -> None:
+    added.add_argument("--address", help=f"a running Ray cluster; default: RAY_ADDRESS, else {otherwise}")
+
+
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def typed(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def complain(line: str) -> None:
+    sys.stderr.write(f"error: {line}\n")
+
+
+def show(line: str = "") -> None:
+    sys.stdout.write(line + "\n")
+
+
+def show_funnel(profile: Profile, lines: Sequence[str]) -> None:
+    show(f"{profile.name}")
+    for line in lines:
+        show(line)
