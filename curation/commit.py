@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,74 +18,94 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import ledger
+from curation.counts import count
 from curation.profile import Fingerprints, Profile
-from curation.unit import Judged, review_rows, thumbnail
+from curation.unit import Image, Judged, review_rows, thumbnail
 from curation.units import Unit
-from filters.base import Filter
 from shards.index import encode_index
 from shards.storage import Storage
 from shards.tar import build_shard
 
-MANIFEST_VERSION = "1"
-BINS = 256
+MANIFEST_VERSION = "2"
 
 
-def commit(profile: Profile, prints: Fingerprints, judged: Judged, output: Storage) -> dict[str, Any]:
-    """Decides the unit for good, writes its files and gives back its manifest (also written, last)."""
+def commit(
+    profile: Profile, prints: Fingerprints, judged: Judged, output: Storage, *, shards: bool = True
+) -> dict[str, Any]:
+    """Decides the unit for good, writes its files and gives back its manifest (also written, last).
+
+    shards: false writes no shard: for a sample of units that is scored to find a threshold.
+    """
     started = time.perf_counter()
-    decision = ledger.decide(judged.rows, profile.filters, judged.problems)
-    reasons = decision.reason.to_pylist()
-    for row in np.flatnonzero(np.asarray(decision.unscored, dtype=bool)):
-        reasons[row] = _unscored_reason(profile.filters, judged.rows, int(row))
-    schema = ledger.schema(profile.filters)
-    table = judged.rows.append_column("failed", decision.failed)
-    table = table.append_column("reason", pa.array(reasons, pa.string())).select(schema.names).cast(schema)
-    kept = [row for row, reason in enumerate(reasons) if reason is None]
-    short = judged.unit.short
-    files: dict[str, Any] = {"shard": None, "index": None}
-    files["ledger"] = _write(output, f"ledger/{short}.parquet", ledger.to_parquet(table))
-    if kept:
-        shard = build_shard(_samples(profile, table, judged.images, kept))
-        output.write(f"shards/{short}.tar", shard.buffers, durable=True)
-        files["shard"] = {"path": f"shards/{short}.tar", "bytes": shard.size, "sha256": shard.sha256}
-        files["index"] = _write(output, f"shards/{short}.tar.idx", encode_index(shard.offsets))
-    files["samples"] = _write(output, f"samples/{short}.parquet", _review(table, judged.images, reasons))
+    table = ledger.settle(judged.rows, profile.filters, judged.problems)
+    files = {"ledger": write_described(output, f"ledger/{judged.unit.short}.parquet", ledger.to_parquet(table))}
+    pictures = {row: thumbnail(judged.images[row]) for row in fit_for_review(table)}
+    files |= write_samples(profile, judged.unit, table, judged.images, pictures, output, shards=shards)
     judged.seconds["commit"] = time.perf_counter() - started
-    manifest = {
-        "manifest_version": MANIFEST_VERSION,
-        "profile": profile.name,
-        "unit_id": judged.unit.unit_id,
-        "input": {"path": judged.unit.path, "size": judged.unit.size, "range": [judged.unit.start, judged.unit.stop]},
-        "score_fp": prints.score,
-        "decision_fp": prints.decision,
-        **count(profile, table),
-        "hits": judged.hits,
-        "warnings": judged.warnings,
-        "files": files,
-        "seconds": {step: round(value, 6) for step, value in judged.seconds.items()},
-    }
-    # Numbers that no other file repeats (histograms, seconds) are guarded by the manifest's own hash.
-    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, ensure_ascii=False).encode()).hexdigest()
-    output.write(f"units/{short}.json", json.dumps(manifest, ensure_ascii=False).encode(), durable=True)
+    rest = {"hits": judged.hits, "warnings": judged.warnings, "files": files}
+    manifest = unit_manifest(profile, prints, judged.unit, table, rest, judged.seconds)
+    output.write(f"units/{judged.unit.short}.json", json.dumps(manifest, ensure_ascii=False).encode(), durable=True)
     return manifest
 
 
-def _write(output: Storage, path: str, data: bytes | pa.Buffer) -> dict[str, Any]:
+def unit_manifest(
+    profile: Profile,
+    prints: Fingerprints,
+    unit: Unit,
+    table: pa.Table,
+    rest: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What is said of a decided unit. rest: `hits`, `warnings`, `files` and whatever else there is to say of it."""
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "profile": profile.name,
+        "unit_id": unit.unit_id,
+        "input": {"path": unit.path, "size": unit.size, "range": [unit.start, unit.stop]},
+        "score_fp": prints.score,
+        "decision_fp": prints.decision,
+        **count(profile.filters, table),
+        **rest,
+        "seconds": {step: round(value, 6) for step, value in seconds.items()},
+    }
+    # Numbers that no other file repeats (histograms, seconds) are guarded by the manifest's own hash.
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, ensure_ascii=False).encode()).hexdigest()
+    return manifest
+
+
+def write_samples(
+    profile: Profile,
+    unit: Unit,
+    table: pa.Table,
+    images: Sequence[Image],
+    pictures: Mapping[int, bytes | None],
+    output: Storage,
+    *,
+    shards: bool = True,
+) -> dict[str, Any]:
+    """Writes shard, index and review samples of a decided unit; gives what its manifest says of them.
+
+    images: by row, there for every kept one. pictures: thumbnails of the rows that `fit_for_review` names.
+    """
+    files: dict[str, Any] = {"shard": None, "index": None}
+    kept = np.flatnonzero(np.asarray(pc.is_null(table.column("reason")), dtype=bool))
+    if len(kept) and shards:
+        shard = build_shard(_samples(profile, table, images, kept.tolist()))
+        output.write(f"shards/{unit.short}.tar", shard.buffers, durable=True)
+        files["shard"] = {"path": f"shards/{unit.short}.tar", "bytes": shard.size, "sha256": shard.sha256}
+        files["index"] = write_described(output, f"shards/{unit.short}.tar.idx", encode_index(shard.offsets))
+    files["samples"] = write_described(output, f"samples/{unit.short}.parquet", _review(table, pictures))
+    return files
+
+
+def write_described(output: Storage, path: str, data: bytes | pa.Buffer) -> dict[str, Any]:
+    """Writes a file that a manifest will vouch for; gives what it says of it."""
     output.write(path, data, durable=True)
     return {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _unscored_reason(filters: Mapping[str, Filter], rows: pa.Table, row: int) -> str:
-    """A filter left a score out without saying why: never kept in silence."""
-    one = rows.slice(row, 1)
-    for label, rule in filters.items():
-        if not rule.keep(ledger.scores_of(one, label, rule))[0].is_valid:
-            return f"{label}:error"
-    raise AssertionError("an unscored row has a filter without a verdict")
-
-
 def _samples(
-    profile: Profile, table: pa.Table, images: Sequence[memoryview | None], kept: Sequence[int]
+    profile: Profile, table: pa.Table, images: Sequence[Image], kept: Sequence[int]
 ) -> list[tuple[str, list[tuple[str, bytes | memoryview]]]]:
     """(key, members) of the kept samples in the order of the input; image bytes are the source's."""
     score_names = [name for name in table.column_names if name not in ledger.BASE.names + ledger.VERDICT.names]
@@ -110,75 +129,25 @@ def _short_float(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _review(table: pa.Table, images: Sequence[memoryview | None], reasons: Sequence[str | None]) -> pa.Buffer:
-    """Thumbnails of a few samples per reason, with all that the ledger says of them."""
-    rows = sorted(review_rows(table.column("key").to_pylist(), reasons))
-    # What the header scan found unfit to decode is not decoded for a picture of it either.
-    fit = [not (reasons[row] or "").startswith(("unreadable:", "fetch:")) for row in rows]
-    thumbnails = pa.array(
-        [thumbnail(images[row]) if ok else None for row, ok in zip(rows, fit, strict=True)], pa.binary()
-    )
-    return ledger.to_parquet(table.take(pa.array(rows, pa.int64())).append_column("thumbnail", thumbnails))
+def fit_for_review(table: pa.Table) -> list[int]:
+    """Rows of a decided unit whose picture people will look at.
 
-
-def count(profile: Profile, table: pa.Table) -> dict[str, Any]:
-    """The numbers of a ledger table that add up over units: reasons, failures, histograms.
-
-    listed = fetch failures + seen; seen = unreadable + dropped by a mapper + dropped first per filter + kept.
+    What the header scan found unfit to decode is not decoded for a picture of it either.
     """
+    return [row for row, reason in _review_rows(table) if not (reason or "").startswith(("unreadable:", "fetch:"))]
+
+
+def _review_rows(table: pa.Table) -> list[tuple[int, str | None]]:
     reasons = table.column("reason").to_pylist()
-    failed = table.column("failed").to_pylist()
-    by_reason = Counter(reason for reason in reasons if reason is not None)
-    fetch = sum(number for reason, number in by_reason.items() if reason.startswith("fetch:"))
-    return {
-        "listed": len(reasons),
-        "seen": len(reasons) - fetch,
-        "kept": reasons.count(None),
-        "reasons": dict(sorted(by_reason.items())),
-        "failed": dict(sorted(Counter(label for labels in failed for label in labels).items())),
-        "failed_alone": dict(sorted(Counter(labels[0] for labels in failed if len(labels) == 1).items())),
-        "scored": {
-            label: int(pc.sum(_scored(ledger.scores_of(table, label, rule))).as_py() or 0)
-            for label, rule in profile.filters.items()
-        },
-        "histograms": _histograms(profile, table, failed, reasons),
-    }
+    rows = sorted(review_rows(table.column("key").to_pylist(), reasons))
+    return [(row, reasons[row]) for row in rows]
 
 
-def _scored(scores: pa.Table) -> pa.ChunkedArray:
-    """Rows with a value in the filter's first score."""
-    return pc.is_valid(scores.column(0))
-
-
-def _histograms(
-    profile: Profile, table: pa.Table, failed: list[list[str]], reasons: list[str | None]
-) -> dict[str, dict[str, Any]]:
-    """256 counts a numeric score between fixed edges (outliers in the end bins): `all` readable samples, and `others`,
-    those that pass every other filter as far as those were scored."""
-    usable = np.array(
-        [reason is None or reason.split(":")[0] in profile.filters for reason in reasons],
-        dtype=bool,
-    )
-    found = {}
-    for label, rule in profile.filters.items():
-        passes = usable & np.array([all(other == label for other in labels) for labels in failed], dtype=bool)
-        for score, (low, high) in rule.bins.items():
-            if score not in rule.scores:  # a score that this configuration of the filter does not make
-                continue
-            values = table.column(f"{label}_{score}").cast(pa.float64()).to_numpy()
-            valid = ~np.isnan(values)
-            found[f"{label}_{score}"] = {
-                "low": low,
-                "high": high,
-                "all": _bin(values[valid & usable], low, high),
-                "others": _bin(values[valid & passes], low, high),
-            }
-    return found
-
-
-def _bin(values: np.ndarray[Any, np.dtype[np.float64]], low: float, high: float) -> list[int]:
-    counts, _ = np.histogram(np.clip(values, low, np.nextafter(high, low)), bins=BINS, range=(low, high))
-    return [int(number) for number in counts]
+def _review(table: pa.Table, pictures: Mapping[int, bytes | None]) -> pa.Buffer:
+    """A few samples per reason, with all that the ledger says of them and a thumbnail."""
+    rows = [row for row, _ in _review_rows(table)]
+    thumbnails = pa.array([pictures.get(row) for row in rows], pa.binary())
+    return ledger.to_parquet(table.take(pa.array(rows, pa.int64())).append_column("thumbnail", thumbnails))
 
 
 # Every file that a commit, or its failure, leaves: <unit's short id> and an ending.

@@ -46,12 +46,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Job:
-    """What every task of a run is told."""
+    """What every task of a run is told. shards: whether what is kept is also written."""
 
     profile: Profile
     prints: Fingerprints
     input_uri: str
     output_uri: str
+    shards: bool = True
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Worker:
         """Decides and writes a unit; also behind a marker, since thumbnails are decoded here."""
 
         def work() -> Outcome:
-            manifest = commit(self.job.profile, self.job.prints, judged(), self.output)
+            manifest = commit(self.job.profile, self.job.prints, judged(), self.output, shards=self.job.shards)
             with suppress(StorageError):  # it is committed; the next run tidies up
                 self.output.delete(f"failed/{unit.short}.json")
             return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])

@@ -88,6 +88,41 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
     return Decision(failed, pa.array(reason, pa.string()), pa.array(unscored))
 
 
+def settle(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> pa.Table:
+    """The ledger of a unit: rows with scores get their verdicts, for good.
+
+    A sample that a filter left without a score, and without a word why, fails that filter as `<label>:error`.
+    """
+    decision = decide(rows, filters, problems)
+    reasons = decision.reason
+    silent = np.flatnonzero(np.asarray(decision.unscored, dtype=bool))
+    if len(silent):
+        words = reasons.to_pylist()
+        for row in silent:
+            words[row] = _silent_filter(filters, rows.slice(int(row), 1))
+        reasons = pa.array(words, pa.string())
+    columns = schema(filters)
+    table = rows.append_column("failed", decision.failed).append_column("reason", reasons)
+    return table.select(columns.names).cast(columns)
+
+
+def _silent_filter(filters: Mapping[str, Filter], row: pa.Table) -> str:
+    for label, rule in filters.items():
+        if not rule.keep(scores_of(row, label, rule))[0].is_valid:
+            return f"{label}:error"
+    raise AssertionError("an unscored row has a filter without a verdict")
+
+
+def problems_of(table: pa.Table, filters: Mapping[str, Filter]) -> pa.StringArray:
+    """The problems with which a ledger's rows were decided: null where filters judged the sample."""
+    reasons = _flat(table.column("reason"))
+    # A mapper may be called like a filter: what a filter drops has failed one, but where it had no score to fail.
+    failed = pc.greater(pc.list_value_length(_flat(table.column("failed"))), 0)
+    errors = pc.is_in(reasons, value_set=pa.array([f"{label}:error" for label in filters], pa.string()))
+    judged = pc.or_(pc.is_null(reasons), pc.or_(failed, errors))
+    return pc.if_else(judged, pa.scalar(None, pa.string()), reasons)
+
+
 def _flat(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 

@@ -28,6 +28,7 @@ from curation.stats import Totals
 from shards.manifest import ShardEntry
 from shards.storage import Entry, NotFound, Storage, StorageError
 
+# Where a run keeps them; a later decision keeps what it decided under `decided/`, before its shards are there.
 FOLDER = "units"
 # Without these a unit manifest is none.
 _KEYS = ("unit_id", "decision_fp", "files", "warnings", "listed", "seen", "kept", "reasons")
@@ -63,14 +64,14 @@ class _Standing:
     speaks: dict[str, tuple[str, str]]  # unit id -> path, decision fingerprint
 
 
-def committed(output: Storage) -> dict[str, str]:
+def committed(output: Storage, folder: str = FOLDER) -> dict[str, str]:
     """unit id -> decision fingerprint of every committed unit; reads two columns of the compacted ones."""
-    return {unit_id: decision for unit_id, (_, decision) in _standing(output).speaks.items()}
+    return {unit_id: decision for unit_id, (_, decision) in _standing(output, folder).speaks.items()}
 
 
-def read_all(output: Storage, unit_ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_all(output: Storage, unit_ids: set[str] | None = None, folder: str = FOLDER) -> Iterator[dict[str, Any]]:
     """Every committed unit's manifest, once, in the order of unit ids within a file. unit_ids: only these."""
-    standing = _standing(output)
+    standing = _standing(output, folder)
     for path, ids in standing.merged.items():
         wanted = {unit_id for unit_id in ids if standing.speaks[unit_id][0] == path}
         wanted = wanted if unit_ids is None else wanted & unit_ids
@@ -81,12 +82,12 @@ def read_all(output: Storage, unit_ids: set[str] | None = None) -> Iterator[dict
             yield manifest
 
 
-def sum_up(output: Storage, decision: str, unit_ids: set[str] | None = None) -> Summary:
+def sum_up(output: Storage, decision: str, unit_ids: set[str] | None = None, folder: str = FOLDER) -> Summary:
     """Totals and shards of the committed units with this decision fingerprint. unit_ids: only these.
 
     A compacted file whose rows all count adds the sums that it carries; of any other the rows that count are parsed.
     """
-    standing = _standing(output)
+    standing = _standing(output, folder)
     counts = {
         unit_id
         for unit_id, (_, found) in standing.speaks.items()
@@ -109,38 +110,38 @@ def sum_up(output: Storage, decision: str, unit_ids: set[str] | None = None) -> 
     return Summary(totals, shards)
 
 
-def compact(output: Storage, at: int = COMPACT_AT) -> int:
+def compact(output: Storage, at: int = COMPACT_AT, folder: str = FOLDER) -> int:
     """Moves loose manifests into one compacted file once there are `at` of them; gives how many it moved.
 
     The loose ones go after the file stands. Killed in between, or beside another driver, both stand: the next
     compaction only deletes what is compacted already.
     """
-    if len(output.list(FOLDER, ".json")) < at:
+    if len(output.list(folder, ".json")) < at:
         return 0
-    standing = _standing(output)
+    standing = _standing(output, folder)
     fresh = _not_compacted(output, standing)
     if fresh:
-        _write_merged(output, max((_number(path) for path in standing.merged), default=-1) + 1, fresh)
+        _write_merged(output, folder, max((_number(path) for path in standing.merged), default=-1) + 1, fresh)
     # One that was committed anew since it was read stays loose.
-    now = {entry.path: entry for entry in output.list(FOLDER, ".json")}
+    now = {entry.path: entry for entry in output.list(folder, ".json")}
     gone = [entry.path for entry, _ in standing.loose.values() if now.get(entry.path) == entry]
     with ThreadPoolExecutor(_REQUESTS) as pool:
         list(pool.map(output.delete, gone))
     return len(gone)
 
 
-def forget(output: Storage, unit_ids: set[str]) -> int:
+def forget(output: Storage, unit_ids: set[str], folder: str = FOLDER) -> int:
     """Takes units back: their manifests go, so that they count as not done; gives how many stood.
 
     Their other files stay until they are committed again. Killed in the middle, some are forgotten: repeat it.
     """
-    standing = _standing(output)
+    standing = _standing(output, folder)
     for path, ids in standing.merged.items():
         if unit_ids.isdisjoint(ids):
             continue
         left = set(ids) - unit_ids
         if left:
-            _write_merged(output, _number(path), list(_manifests(output, path, left)))
+            _write_merged(output, folder, _number(path), list(_manifests(output, path, left)))
         output.delete(path)
     # After the compacted ones, which would speak for the unit again.
     gone = [entry.path for unit_id, (entry, _) in standing.loose.items() if unit_id in unit_ids]
@@ -168,13 +169,13 @@ def read_json(output: Storage, path: str, keys: tuple[str, ...]) -> dict[str, An
     return found
 
 
-def _standing(output: Storage) -> _Standing:
+def _standing(output: Storage, folder: str) -> _Standing:
     for _ in range(_ATTEMPTS):
         # Loose ones first: what a compaction moves meanwhile is then met twice, in the other order never.
-        loose = _loose(output)
+        loose = _loose(output, folder)
         merged: dict[str, list[str]] = {}
         speaks: dict[str, tuple[str, str]] = {}
-        paths = [entry.path for entry in output.list(FOLDER, ".parquet") if _MERGED.search(entry.path)]
+        paths = [entry.path for entry in output.list(folder, ".parquet") if _MERGED.search(entry.path)]
         try:
             for path in sorted(paths, key=lambda path: (_number(path), path)):
                 ids, decisions = _columns(output, path, "unit_id", "decision_fp")
@@ -184,10 +185,10 @@ def _standing(output: Storage) -> _Standing:
             continue
         speaks.update((unit_id, (entry.path, found["decision_fp"])) for unit_id, (entry, found) in loose.items())
         return _Standing(loose, merged, speaks)
-    raise ManifestError(f"{output.uri}/{FOLDER}: another process keeps changing it: wait for its end, then run again")
+    raise ManifestError(f"{output.uri}/{folder}: another process keeps changing it: wait for its end, then run again")
 
 
-def _loose(output: Storage) -> dict[str, tuple[Entry, dict[str, Any]]]:
+def _loose(output: Storage, folder: str) -> dict[str, tuple[Entry, dict[str, Any]]]:
     def read(entry: Entry) -> tuple[Entry, dict[str, Any]] | None:
         try:
             return entry, read_json(output, entry.path, _KEYS)
@@ -195,7 +196,7 @@ def _loose(output: Storage) -> dict[str, tuple[Entry, dict[str, Any]]]:
             return None
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        found = pool.map(read, output.list(FOLDER, ".json"))
+        found = pool.map(read, output.list(folder, ".json"))
         return {pair[1]["unit_id"]: pair for pair in found if pair is not None}
 
 
@@ -225,7 +226,7 @@ def _work(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in ("seconds", "sha256")}
 
 
-def _write_merged(output: Storage, number: int, manifests: Iterable[dict[str, Any]]) -> None:
+def _write_merged(output: Storage, folder: str, number: int, manifests: Iterable[dict[str, Any]]) -> None:
     ordered = sorted(manifests, key=lambda manifest: str(manifest["unit_id"]))
     totals = Totals()
     for manifest in ordered:
@@ -246,7 +247,7 @@ def _write_merged(output: Storage, number: int, manifests: Iterable[dict[str, An
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
     name = f"_merged-{number:06d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-    output.write(f"{FOLDER}/{name}", data, durable=True)
+    output.write(f"{folder}/{name}", data, durable=True)
 
 
 @contextmanager

@@ -18,9 +18,16 @@ from curation.units import Unit, plan_units
 from filters.base import RuleError
 from shards.storage import Storage
 
+# Raised whenever older releases' folders can no longer be read or continued.
+RUN_VERSION = 2
+
 
 class RunError(Exception):
     """The run cannot start, or did not end whole: one line."""
+
+
+class OtherVersion(RunError):
+    """The folder was written by another release."""
 
 
 @dataclass
@@ -141,6 +148,8 @@ def own(output: Storage, prints: Fingerprints) -> dict[str, Any] | None:
         return None
     try:
         before = read_run(output)
+    except OtherVersion:
+        raise
     except RunError:
         # Lost with the power, say. The unit manifests tell as much: it is written anew.
         if set(manifests.committed(output).values()) <= {prints.decision}:
@@ -158,13 +167,19 @@ def own(output: Storage, prints: Fingerprints) -> dict[str, Any] | None:
 
 
 def read_run(output: Storage) -> dict[str, Any]:
-    """run.json of a run. Raises `RunError` where it is damaged."""
+    """run.json of a run. Raises `RunError` where it is damaged, `OtherVersion` where another release wrote it."""
     try:
         record: dict[str, Any] = json.loads(output.read("run.json"))
+        version = record.get("run_version", 1)
+        if version != RUN_VERSION:
+            raise OtherVersion(
+                f"{output.uri}: written by another release (run_version {version}, this one reads {RUN_VERSION}): "
+                "use that release, set another output.path, or delete the folder and run again"
+            )
         if not (isinstance(record["identity"], dict) and isinstance(record["thresholds"], dict)):
             raise TypeError
         record["decision_fp"], record["input"]["uri"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{output.uri}/run.json: damaged: set another output.path, or delete the folder") from error
     return record
 

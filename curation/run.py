@@ -15,7 +15,7 @@ from curation import attempts, lease, manifests, stats
 from curation.cluster import JobError, cluster, must_fit
 from curation.commit import remove_others
 from curation.job import Job, Outcome, run_wave
-from curation.plan import Plan, RunError, asked, input_print, make_plan, own, read_run
+from curation.plan import RUN_VERSION, Plan, RunError, asked, input_print, make_plan, own, read_run
 from curation.profile import Profile
 from curation.progress import Progress, say
 from curation.units import Unit
@@ -71,7 +71,7 @@ def run(
 def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
     """The work itself, on a folder that is prepared and held."""
     output, failed, ended = plan.output, list[Outcome](), set[str]()
-    with closing(_work(plan, address, held)) as outcomes:
+    with closing(work(plan, address, held)) as outcomes:
         for outcome in outcomes:
             ended.add(outcome.unit_id)
             if outcome.error is not None:
@@ -139,12 +139,12 @@ def _prepare(plan: Plan) -> None:
             output.delete(entry.path)
 
 
-def _work(plan: Plan, address: str | None, held: lease.Lease) -> Generator[Outcome]:
-    """Runs the pending units and yields each one's end."""
+def work(plan: Plan, address: str | None, held: lease.Lease, *, shards: bool = True) -> Generator[Outcome]:
+    """Runs the pending units and yields each one's end. shards: whether what is kept is also written."""
     profile, pending = plan.profile, plan.pending
     if not pending:
         return
-    job = Job(profile, plan.prints, plan.input.uri, plan.output.uri)
+    job = Job(profile, plan.prints, plan.input.uri, plan.output.uri, shards)
     say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
     with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
         waiting = must_fit(profile, resources, address)
@@ -185,6 +185,7 @@ def _write_run(plan: Plan) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     record = {
+        "run_version": RUN_VERSION,
         "profile": plan.profile.model_dump(mode="json"),
         "filters": {label: rule.name for label, rule in plan.profile.filters.items()},
         "mappers": [mapper.name for mapper in plan.profile.mappers],

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # The parts of a unit manifest that add up.
-_SUMS = ("listed", "seen", "kept", "reasons", "failed", "failed_alone", "scored", "hits", "seconds", "histograms")
+_SUMS = (
+    *("listed", "seen", "kept", "reasons", "failed", "failed_alone", "failed_together"),
+    *("scored", "hits", "seconds", "histograms"),
+)
 
 
 @dataclass
@@ -22,6 +25,7 @@ class Totals:
     reasons: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
     failed_alone: dict[str, int] = field(default_factory=dict)
+    failed_together: dict[str, int] = field(default_factory=dict)
     scored: dict[str, int] = field(default_factory=dict)
     hits: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,128 @@
+"""A run, or a later decision of it, opened for reading: its units, its numbers, its ledger.
+
+The one decision: what is read is compared with what its manifest says of it, and told in one line where it is not that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation import ledger, manifests
+from curation.plan import RunError, read_run
+from curation.stats import Totals
+from curation.units import Unit
+from shards.manifest import NAME, read_manifest
+from shards.storage import NotFound, Storage, StorageError
+
+# Below a run's folder: decisions by their fingerprint; below a decision's: its unit manifests, and its end mark.
+DECISIONS, DECIDED, DECISION = "decisions", "decided", "decision.json"
+
+
+class LedgerError(RunError):
+    """A ledger part is not what its unit's manifest says: one line with the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`record`: run.json. `folder`: where its unit manifests are. `complete`: whether every unit of the input is in."""
+
+    output: Storage
+    record: dict[str, Any]
+    folder: str
+    complete: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.record["profile"]["name"])
+
+    @property
+    def decision(self) -> str:
+        """The decision's fingerprint."""
+        return str(self.record["decision_fp"])
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the filters in the order of execution."""
+        return list(self.record["thresholds"])
+
+    @property
+    def is_decision(self) -> bool:
+        """Whether this is a later decision (`rescore`), not the run itself."""
+        return self.folder == DECIDED
+
+    def units(self) -> Iterator[dict[str, Any]]:
+        """The manifests of its units, each once."""
+        for manifest in manifests.read_all(self.output, folder=self.folder):
+            if manifest["decision_fp"] == self.decision:
+                yield manifest
+
+    def totals(self) -> Totals:
+        return manifests.sum_up(self.output, self.decision, folder=self.folder).totals
+
+    def ledger(self, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+        """A unit's ledger rows, in their order. columns: only these. Raises `LedgerError`."""
+        return read_ledger(self.output, manifest, columns)
+
+
+def open_run(where: str) -> Opened:
+    """Opens the folder of a run or of a decision. Raises `RunError` or `StorageError` with one line."""
+    output = Storage.open(where)
+    output.must_answer()
+    if not output.exists("run.json"):
+        raise RunError(f"{output.uri}: no run here (no run.json): `python -m curation run PROFILE` makes one")
+    record = read_run(output)
+    if "decided_from" in record:
+        ended = output.exists(DECISION) and manifests.read_json(output, DECISION, ("complete",))["complete"]
+        return Opened(output, record, DECIDED, bool(ended))
+    return Opened(output, record, manifests.FOLDER, output.exists(NAME) and read_manifest(output).complete)
+
+
+def must_be_whole(opened: Opened) -> None:
+    """Raises `RunError` where units are missing: a run that is half-written, or a decision that was cut short."""
+    if not opened.complete:
+        command = "rescore" if opened.is_decision else "run"
+        raise RunError(
+            f"{opened.output.uri}: not complete (units failed, or the work was limited or cut short): end it with "
+            f"`python -m curation {command} {opened.name}`, or use what is there with --partial"
+        )
+
+
+def unit_of(manifest: Mapping[str, Any]) -> Unit:
+    """The unit that a manifest is of."""
+    about = manifest["input"]
+    return Unit(manifest["unit_id"], about["path"], about["size"], *about["range"])
+
+
+def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """The ledger part that a unit's manifest describes. Raises `LedgerError`; `StorageError` out of reach."""
+    about = manifest["files"]["ledger"]
+    where = f"{output.uri}/{about['path']}"
+    redo = f"make its unit again: python -m curation run {manifest['profile']} --redo {manifest['unit_id'][:12]}"
+    try:
+        buffer = output.view(about["path"])
+    except NotFound as error:
+        raise LedgerError(f"{where}: missing, though its unit is committed: {redo}") from error
+    if buffer.size != about["bytes"] or hashlib.sha256(buffer).hexdigest() != about["sha256"]:
+        raise LedgerError(f"{where}: damaged, its sha256 is not that of its unit's manifest: {redo}")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(buffer))
+        version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
+        if version != ledger.SCHEMA_VERSION:
+            raise LedgerError(
+                f"{where}: ledger schema_version {version}, this release reads {ledger.SCHEMA_VERSION}: "
+                "use the release that wrote it, or run again into another output.path"
+            )
+        lacking = [name for name in columns or () if name not in file.schema_arrow.names]
+        if lacking:
+            raise LedgerError(f"{where}: has no column {lacking[0]!r}: {redo}")
+        return file.read(columns=None if columns is None else list(columns))
+    except StorageError:
+        raise
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise LedgerError(f"{where}: cannot be read ({(str(error).splitlines() or [''])[0]}): {redo}") from error
