@@ -151,7 +151,7 @@ def _review(table: pa.Table, pictures: Mapping[int, bytes | None]) -> pa.Buffer:
 
 
 # Every file that a commit, or its failure, leaves: <unit's short id> and an ending.
-_FILES = re.compile(r"(?:ledger|shards|samples|failed)/([0-9a-f]{12})(?:\.parquet|\.tar|\.tar\.idx|\.json)\Z")
+_FILES = re.compile(r"(?:ledger|shards|samples|scores|failed)/([0-9a-f]{12})(?:\.parquet|\.tar|\.tar\.idx|\.json)\Z")
 
 
 def remove_others(output: Storage, units: set[str]) -> int:
@@ -160,7 +160,7 @@ def remove_others(output: Storage, units: set[str]) -> int:
     Such a file belongs to a unit that has left the input: its manifest has gone before, or it was never committed.
     """
     found: set[str] = set()
-    for folder in ("ledger", "shards", "samples", "failed"):
+    for folder in ("ledger", "shards", "samples", "scores", "failed"):
         for entry in output.list(folder):
             match = _FILES.match(entry.path)
             if match and match[1] not in units:

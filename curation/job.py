@@ -22,9 +22,10 @@ from curation import attempts, ledger
 from curation.block import from_table, state_of, to_table, with_state
 from curation.cluster import RayGaveUp, nodes
 from curation.commit import commit, record_failure
+from curation.missing import commit_scores, judge_missing
 from curation.profile import Fingerprints, Profile
 from curation.resources import COMMIT_CPUS, Shares, fit
-from curation.unit import Judged, describe, drop_images, judge, printable, score_pixels
+from curation.unit import Judged, describe, drop_images, in_words, judge, score_pixels
 from curation.units import Unit
 from filters.base import Filter, RuleError, Scorer
 from shards.storage import Storage, StorageError
@@ -46,13 +47,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Job:
-    """What every task of a run is told. shards: whether what is kept is also written."""
+    """What every task of a run is told. shards: whether what is kept is also written.
+
+    missing: the job makes the scores that a run of this order of filters has not, and the output is that run's folder.
+    """
 
     profile: Profile
     prints: Fingerprints
     input_uri: str
     output_uri: str
     shards: bool = True
+    missing: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,12 +214,15 @@ class Worker:
 
     @classmethod
     def of(cls, job: Job) -> Worker:
-        key = (job.prints.score, job.prints.decision, job.input_uri, job.output_uri)
+        key = (job.prints.score, job.prints.decision, job.input_uri, job.output_uri, str(job.missing), str(job.shards))
         if cls._cached is None or cls._cached[0] != key:
             cls._cached = (key, cls(job))
         return cls._cached[1]
 
     def judge(self, unit: Unit) -> Judged:
+        job = self.job
+        if job.missing is not None:
+            return judge_missing(job.profile, job.prints, self.input, self.output, unit, job.missing)
         if self._scorers is None:
             self._scorers = {label: rule.setup() for label, rule in self.job.profile.cheap.items()}
         return judge(self.job.profile, self.input, unit, self._scorers)
@@ -240,13 +248,17 @@ class Worker:
         except _LEAVE:
             raise
         except BaseException as error:  # noqa: BLE001  the unit fails with its reason, the others go on
-            return self.fail(unit, _in_words(error))
+            return self.fail(unit, in_words(error))
 
     def commit(self, unit: Unit, judged: Callable[[], Judged]) -> Outcome:
         """Decides and writes a unit; also behind a marker, since thumbnails are decoded here."""
 
+        job = self.job
+
         def work() -> Outcome:
-            manifest = commit(self.job.profile, self.job.prints, judged(), self.output, shards=self.job.shards)
+            if job.missing is not None:
+                return Outcome(unit.unit_id, commit_scores(job.profile, job.prints, judged(), self.output))
+            manifest = commit(job.profile, job.prints, judged(), self.output, shards=job.shards)
             with suppress(StorageError):  # it is committed; the next run tidies up
                 self.output.delete(f"failed/{unit.short}.json")
             return Outcome(unit.unit_id, manifest["listed"], manifest["seen"], manifest["kept"])
@@ -271,12 +283,6 @@ def _living_nodes() -> set[str]:
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def _in_words(error: BaseException) -> str:
-    """Errors made by this project are whole sentences; those of libraries are shown with their type."""
-    ours = type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
-    return printable(str(error)) if ours else describe(error)
 
 
 def _outcome(outcome: Outcome) -> pa.Table:

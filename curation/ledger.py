@@ -89,7 +89,13 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
 
 
 def settle(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> pa.Table:
-    """The ledger of a unit: rows with scores get their verdicts, for good.
+    """The ledger of a unit: rows with scores get their verdicts, for good."""
+    columns = schema(filters)
+    return with_verdicts(rows, filters, problems).select(columns.names).cast(columns)
+
+
+def with_verdicts(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> pa.Table:
+    """Rows with `failed` and `reason`. rows: the filters' scores at least.
 
     A sample that a filter left without a score, and without a word why, fails that filter as `<label>:error`.
     """
@@ -101,9 +107,7 @@ def settle(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) ->
         for row in silent:
             words[row] = _silent_filter(filters, rows.slice(int(row), 1))
         reasons = pa.array(words, pa.string())
-    columns = schema(filters)
-    table = rows.append_column("failed", decision.failed).append_column("reason", reasons)
-    return table.select(columns.names).cast(columns)
+    return rows.append_column("failed", decision.failed).append_column("reason", reasons)
 
 
 def _silent_filter(filters: Mapping[str, Filter], row: pa.Table) -> str:

@@ -18,7 +18,7 @@ from curation.plan import RunError, read_run
 from curation.stats import Totals
 from curation.units import Unit
 from shards.manifest import NAME, read_manifest
-from shards.storage import NotFound, Storage, StorageError
+from shards.storage import NotFound, Storage
 
 # Below a run's folder: decisions by their fingerprint; below a decision's: its unit manifests, and its end mark.
 DECISIONS, DECIDED, DECISION = "decisions", "decided", "decision.json"
@@ -102,14 +102,33 @@ def unit_of(manifest: Mapping[str, Any]) -> Unit:
 def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
     """The ledger part that a unit's manifest describes. Raises `LedgerError`; `StorageError` out of reach."""
     about = manifest["files"]["ledger"]
-    where = f"{output.uri}/{about['path']}"
-    redo = f"make its unit again: python -m curation run {manifest['profile']} --redo {manifest['unit_id'][:12]}"
-    try:
-        buffer = output.view(about["path"])
-    except NotFound as error:
-        raise LedgerError(f"{where}: missing, though its unit is committed: {redo}") from error
+    redo = _redo(manifest["profile"], manifest["unit_id"])
+    buffer = _view(output, about["path"], redo)
     if buffer.size != about["bytes"] or hashlib.sha256(buffer).hexdigest() != about["sha256"]:
-        raise LedgerError(f"{where}: damaged, its sha256 is not that of its unit's manifest: {redo}")
+        raise LedgerError(
+            f"{output.where(about['path'])}: damaged, its sha256 is not that of its unit's manifest: {redo}"
+        )
+    return _parse(buffer, output.where(about["path"]), redo, columns)
+
+
+def read_unit_ledger(output: Storage, profile: str, unit: Unit) -> pa.Table:
+    """A unit's ledger part where nobody has its manifest at hand. Raises as `read_ledger`."""
+    path, redo = f"ledger/{unit.short}.parquet", _redo(profile, unit.unit_id)
+    return _parse(_view(output, path, redo), output.where(path), redo, None)
+
+
+def _redo(profile: str, unit_id: str) -> str:
+    return f"make its unit again: python -m curation run {profile} --redo {unit_id[:12]}"
+
+
+def _view(output: Storage, path: str, redo: str) -> pa.Buffer:
+    try:
+        return output.view(path)
+    except NotFound as error:
+        raise LedgerError(f"{output.where(path)}: missing, though its unit is committed: {redo}") from error
+
+
+def _parse(buffer: pa.Buffer, where: str, redo: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(buffer))
         version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"none").decode()
@@ -122,7 +141,5 @@ def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[
         if lacking:
             raise LedgerError(f"{where}: has no column {lacking[0]!r}: {redo}")
         return file.read(columns=None if columns is None else list(columns))
-    except StorageError:
-        raise
     except (OSError, pa.ArrowException, ValueError) as error:
         raise LedgerError(f"{where}: cannot be read ({(str(error).splitlines() or [''])[0]}): {redo}") from error

@@ -156,7 +156,7 @@ def own(output: Storage, prints: Fingerprints) -> dict[str, Any] | None:
             return None
         raise
     same = before["decision_fp"] == prints.decision
-    told = _differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
+    told = differences({**before["identity"], "thresholds": before["thresholds"]}, _told(prints))
     if not same:
         changes = "; ".join(told[:6]) + (f"; and {len(told) - 6} more" if len(told) > 6 else "")
         raise RunError(
@@ -189,14 +189,14 @@ def _told(prints: Fingerprints) -> dict[str, Any]:
     return value
 
 
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """'emoji.max_count: 0 -> 1' for every leaf that differs."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = [*before, *(key for key in after if key not in before)]
         return [
             line
             for key in keys
-            for line in _differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+            for line in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
         ]
     if before == after:
         return []
@@ -204,7 +204,7 @@ def _differences(before: Any, after: Any, path: str = "") -> list[str]:
         return [
             line
             for index, (left, right) in enumerate(zip(before, after, strict=True))
-            for line in _differences(left, right, f"{path}[{index}]")
+            for line in differences(left, right, f"{path}[{index}]")
         ]
     return [f"{path.removeprefix('thresholds.')}: {_short(before)} -> {_short(after)}"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -195,6 +196,22 @@ class Profile(Settings):
         return {
             label: rule.model_dump(mode="json", include=set(rule.thresholds)) for label, rule in self.filters.items()
         }
+
+    def deciding(self, thresholds: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The same profile with other thresholds, in their order: those of `decision_identity`, also read from JSON.
+
+        Raises `KeyError` where these are not the filters of the profile.
+        """
+        filters = {}
+        for label, fields in thresholds.items():
+            rule = self.filters[label]
+            mine = json.loads(json.dumps(rule.model_dump(mode="json", include=set(rule.thresholds))))
+            changed = {name: value for name, value in fields.items() if mine[name] != value}
+            # Only what is set is given: some settings refuse each other.
+            filters[label] = type(rule).model_validate({**rule.model_dump(exclude_unset=True), **changed})
+        if filters.keys() != self.filters.keys():
+            raise KeyError(*(self.filters.keys() - filters.keys()))
+        return self.model_copy(update={"filters": filters})
 
     def fingerprints(self) -> Fingerprints:
         identity, decision = self.score_identity(), self.decision_identity()

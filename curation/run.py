@@ -16,7 +16,7 @@ from curation.cluster import JobError, cluster, must_fit
 from curation.commit import remove_others
 from curation.job import Job, Outcome, run_wave
 from curation.plan import RUN_VERSION, Plan, RunError, asked, input_print, make_plan, own, read_run
-from curation.profile import Profile
+from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
 from curation.units import Unit
 from shards.manifest import LIST_NAME, NAME, DatasetManifest, read_manifest, write_manifest
@@ -46,12 +46,14 @@ def run(
     address: str | None = None,
     *,
     replace: bool = False,
+    redo: Sequence[str] = (),
     max_failed_units: int | None = None,
 ) -> Result:
     """Runs what is left of a profile. Raises `RunError`, `JobError`, `StorageError`, `RuleError` with one line each.
 
     A unit that fails is in `Result.failed` and under `failed/`; the others are committed. replace: units that have left
-    the input are removed from the output first. max_failed_units: `JobError` once more of them failed; None: no limit.
+    the input are removed from the output first. redo: units (first digits of their ids) that are made again although
+    they are committed. max_failed_units: `JobError` once more of them failed; None: no limit.
     """
     started = time.time()
     plan = make_plan(profile, limit, replace)
@@ -60,12 +62,25 @@ def run(
     output = plan.output
     for note in plan.notes:
         say(f"note: {note}")
+    again = {_unit_called(plan, name) for name in redo}
     with lease.hold(output, say) as held:
+        manifests.forget(output, again)
         _prepare(plan)
         try:
             return _run(plan, address, held, max_failed_units, started)
         except (RunError, manifests.ManifestError, StorageError) as error:  # no mistake in the call: work had begun
             raise JobError(str(error)) from error
+
+
+def _unit_called(plan: Plan, name: str) -> str:
+    """The unit whose id begins with `name`. Raises `RunError` where that is none, or several."""
+    found = [unit.unit_id for unit in plan.units if unit.unit_id.startswith(name)]
+    if len(found) != 1 or len(name) < 6:
+        raise RunError(
+            f"--redo {name}: {len(found)} units of {plan.profile.name} are called that: give the first 12 digits, as "
+            "the names of its files in ledger/ have them"
+        )
+    return found[0]
 
 
 def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
@@ -94,7 +109,7 @@ def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: i
     return Result(totals, len(ended), failed, seconds)
 
 
-def _open_again(output: Storage) -> None:
+def open_again(output: Storage) -> None:
     """Says in manifest.json that the data set is not complete, before anything else tells of units that it lacks."""
     if not output.exists(NAME):
         return
@@ -129,8 +144,8 @@ def _prepare(plan: Plan) -> None:
             say(f"note: removed what came of {_count(removed, 'unit')} no longer in the input")
     plan.done = {unit.unit_id for unit in plan.units if committed.get(unit.unit_id) == plan.prints.decision}
     if len(plan.done) < len(plan.units):
-        _open_again(output)
-    _write_run(plan)
+        open_again(output)
+    write_run(plan)
     output.sweep_temporary(lease.STALE_S)
     attempts.clear(output)
     done = {unit_id[:12] for unit_id in plan.done}
@@ -139,12 +154,19 @@ def _prepare(plan: Plan) -> None:
             output.delete(entry.path)
 
 
-def work(plan: Plan, address: str | None, held: lease.Lease, *, shards: bool = True) -> Generator[Outcome]:
-    """Runs the pending units and yields each one's end. shards: whether what is kept is also written."""
+def work(
+    plan: Plan,
+    address: str | None,
+    held: lease.Lease,
+    *,
+    shards: bool = True,
+    missing: tuple[str, ...] | None = None,
+) -> Generator[Outcome]:
+    """Runs the pending units and yields each one's end. shards, missing: see `Job`."""
     profile, pending = plan.profile, plan.pending
     if not pending:
         return
-    job = Job(profile, plan.prints, plan.input.uri, plan.output.uri, shards)
+    job = Job(profile, plan.prints, plan.input.uri, plan.output.uri, shards, missing)
     say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
     with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
         waiting = must_fit(profile, resources, address)
@@ -175,7 +197,7 @@ def _waves(job: Job, units: Sequence[Unit], output: Storage) -> Iterator[Outcome
     manifests.compact(output)
 
 
-def _write_run(plan: Plan) -> None:
+def write_run(plan: Plan) -> None:
     """run.json: the resolved profile, versions and the inputs' fingerprint; the first thing that a run writes."""
     packages = ("winnow-vl", "ray", "pyarrow", "pillow", "ftfy", "emoji", "open_clip_torch", "torch")
     versions = {"python": platform.python_version()}
@@ -208,15 +230,22 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
     missing = asked_for - found - {outcome.unit_id for outcome in failed}
     if missing:
         raise RunError(f"{len(missing)} planned units have no manifest although they ended: run again")
-    dataset = DatasetManifest(
-        name=plan.profile.name,
-        shards=[shard for unit in plan.units if (shard := summary.shards.get(unit.unit_id))],
-        fingerprints={"score": plan.prints.score, "decision": plan.prints.decision},
-        funnel=stats.funnel(totals, list(plan.profile.filters)),
-        complete=found == every,
-    )
-    write_manifest(plan.output, dataset)
+    write_dataset(plan.profile, plan.prints, plan.output, [unit.unit_id for unit in plan.units], summary)
     return totals
+
+
+def write_dataset(
+    profile: Profile, prints: Fingerprints, output: Storage, units: Sequence[str], summary: manifests.Summary
+) -> None:
+    """Writes manifest.json and shards.txt. units: ids of all units of the input, in its order."""
+    dataset = DatasetManifest(
+        name=profile.name,
+        shards=[shard for unit in units if (shard := summary.shards.get(unit))],
+        fingerprints={"score": prints.score, "decision": prints.decision},
+        funnel=stats.funnel(summary.totals, list(profile.filters)),
+        complete=summary.shards.keys() == set(units),
+    )
+    write_manifest(output, dataset)
 
 
 def load_totals(profile: Profile) -> tuple[stats.Totals, float, list[dict[str, Any]], bool]:

@@ -122,6 +122,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def in_words(error: BaseException) -> str:
+    """Errors made by this project are whole sentences; those of libraries are shown with their type."""
+    ours = type(error).__module__.split(".")[0] in ("curation", "filters", "shards")
+    return printable(str(error)) if ours else describe(error)
+
+
 def printable(text: str) -> str:
     """Text as UTF-8 can hold it: names of files come with the bytes that are none as lone surrogates."""
     return text.encode(errors="backslashreplace").decode()

@@ -18,7 +18,7 @@ from shards.check_files import Fault, File, ShardTask, check_shard, explained
 from shards.check_run import check_run
 from shards.check_work import CheckError, Report, Told, work
 from shards.index import SUFFIX
-from shards.manifest import LIST_NAME, NAME, DatasetManifest, ManifestError, read_manifest
+from shards.manifest import LIST_NAME, NAME, DatasetManifest, ManifestError, place, read_manifest
 from shards.storage import _TEMPORARY, NotFound, Storage, StorageError
 from shards.tar import group, scan
 from shards.unique import KeyHashes
@@ -102,7 +102,7 @@ def _check_shards(
 
     def tasks() -> Iterator[ShardTask]:
         for shard in manifest.shards:
-            folder, path = _place(storage, shard.url)
+            folder, path = place(storage, shard.url)
             try:
                 if folder not in places:
                     home = Storage.open(folder)
@@ -131,20 +131,8 @@ def _check_shards(
             report.faults.append(Fault(NAME, f"{count:,} keys are in more than one shard, {_NAMED} of them are named"))
 
 
-def _place(storage: Storage, url: str) -> tuple[str, str]:
-    """Where a shard lies: a folder ("" is the manifest's) and a path below it."""
-    if "://" not in url and not url.startswith("/"):
-        path = posixpath.normpath(url)
-        if not path.startswith(".."):
-            return "", path
-        scheme, separator, rest = storage.uri.rpartition("://")
-        url = scheme + separator + posixpath.normpath(posixpath.join(rest, url))
-    folder, _, name = url.rpartition("/")
-    return folder or "/", name
-
-
 def _key(storage: Storage, url: str, number: int) -> str:
-    folder, path = _place(storage, url)
+    folder, path = place(storage, url)
     home = Storage.open(folder) if folder else storage
     keys = dict.fromkeys(sample.key for sample in group(scan(home.view(path))))
     return next(islice(keys, number, None))

@@ -224,6 +224,20 @@ class Storage:
             if not missing_ok:
                 raise
 
+    def delete_folder(self, rel: str) -> None:
+        """Deletes a folder below the root with all that is in it, if it is there."""
+        path = self._path(rel)
+        if not rel:
+            raise ValueError("the root itself is not deleted")
+        with suppress(NotFound):
+            self._do("delete", rel, lambda: self._fs.delete_dir(path))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders in a folder, sorted; none if there is no such folder."""
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        infos = self._do("list", folder, lambda: self._fs.get_file_info(selector))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
     def list(self, folder: str = "", suffix: str = "", recursive: bool = False) -> list[Entry]:
         """The files of a folder whose names end with `suffix`, sorted by path; none if there is no such folder.
 

@@ -34,6 +34,14 @@ def add(commands: Commands) -> None:
         help="removes from the output what came of input files that have changed or gone since",
     )
     added.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="UNIT",
+        help="makes a committed unit again (the first 12 digits of its id), such as one whose file is damaged; may be "
+        "repeated",
+    )
+    added.add_argument(
         "--max-failed-units",
         type=count,
         metavar="N",
@@ -53,6 +61,7 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
             options.limit,
             options.address,
             replace=options.replace,
+            redo=options.redo,
             max_failed_units=options.max_failed_units,
         )
     folder = profile.run_folder

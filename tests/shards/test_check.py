@@ -19,7 +19,7 @@ import pytest
 
 from curation import manifests
 from curation.plan import make_plan
-from curation.run import _write_run, finish
+from curation.run import write_run, finish
 from shards.__main__ import main
 from shards.check import check
 from shards.check_work import CheckError, Report
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def curate(folder: Path, **settings: Any) -> None:
     """All that a run does, in this process."""
     plan = make_plan(profile(folder, **settings))
-    _write_run(plan)
+    write_run(plan)
     run_plainly(profile(folder, **settings))
     finish(plan, [])
 
@@ -206,7 +206,7 @@ def open_again(folder: Path) -> Storage:
     """As a run begins that has units to do."""
     output = Storage.open(str(folder / "runs/test"))
     write_manifest(output, read_manifest(output).model_copy(update={"complete": False}))
-    _write_run(make_plan(profile(folder)))
+    write_run(make_plan(profile(folder)))
     (folder / "runs/test/lease.json").write_text("{}")
     return output
 
@@ -570,7 +570,7 @@ def test_a_worker_that_dies_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) 
     from shards import check_run
 
     monkeypatch.setattr(check_run, "check_unit", die)
-    with pytest.raises(CheckError, match="a process died while it checked one of"):
+    with pytest.raises(CheckError, match="a process died while it worked on one of"):
         checked(run, workers=2)
 
 
