@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from curation.config import ConfigError, load
+from curation.opened import open_run
 from curation.plan import RunError
-from curation.run import load_totals
 from curation.stats import Totals, funnel
 
 WIDTH, ROW, LEFT, BAR = 760, 30, 150, 440
@@ -61,7 +61,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = load(options.config).profile(options.profile)
-        totals = load_totals(profile)[0]
+        totals = open_run(profile.run_folder).totals()
         options.file.write_text(draw(profile.name, totals, list(profile.filters)))
     except (ConfigError, RunError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")

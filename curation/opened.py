@@ -65,6 +65,15 @@ class Opened:
     def totals(self) -> Totals:
         return manifests.sum_up(self.output, self.decision, folder=self.folder).totals
 
+    def wall_seconds(self) -> float:
+        """Of all calls that worked on it."""
+        entries = self.output.list("sessions", ".json")
+        return sum(float(manifests.read_json(self.output, e.path, ("seconds",))["seconds"]) for e in entries)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Units that could not be committed: `input`, `error`, `unit_id`."""
+        return manifests.failures(self.output)
+
     def ledger(self, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
         """A unit's ledger rows, in their order. columns: only these. Raises `LedgerError`."""
         return read_ledger(self.output, manifest, columns)
@@ -75,7 +84,7 @@ def open_run(where: str) -> Opened:
     output = Storage.open(where)
     output.must_answer()
     if not output.exists("run.json"):
-        raise RunError(f"{output.uri}: no run here (no run.json): `python -m curation run PROFILE` makes one")
+        raise RunError(f"{output.uri}: no run here yet (no run.json): `python -m curation run PROFILE` makes one")
     record = read_run(output)
     if "decided_from" in record:
         ended = output.exists(DECISION) and manifests.read_json(output, DECISION, ("complete",))["complete"]

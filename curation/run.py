@@ -9,13 +9,13 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from curation import attempts, lease, manifests, stats
 from curation.cluster import JobError, cluster, must_fit
 from curation.commit import remove_others
+from curation.drift import Drift
 from curation.job import Job, Outcome, run_wave
-from curation.plan import RUN_VERSION, Plan, RunError, asked, input_print, make_plan, own, read_run
+from curation.plan import RUN_VERSION, Plan, RunError, asked, input_print, make_plan, own
 from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
 from curation.units import Unit
@@ -32,12 +32,13 @@ DEAD_S = 10.0
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `failed`: outcomes of the units that could not be committed."""
+    """How a run ended. `failed`: outcomes of the units that could not be committed. `drift`: see `Drift.verdict`."""
 
     totals: stats.Totals
     worked: int
     failed: list[Outcome]
     seconds: float
+    drift: str | None = None
 
 
 def run(
@@ -86,11 +87,14 @@ def _unit_called(plan: Plan, name: str) -> str:
 def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
     """The work itself, on a folder that is prepared and held."""
     output, failed, ended = plan.output, list[Outcome](), set[str]()
+    watch = Drift.of(output, plan.profile, plan.prints.decision, len(plan.units))
     with closing(work(plan, address, held)) as outcomes:
         for outcome in outcomes:
             ended.add(outcome.unit_id)
             if outcome.error is not None:
                 failed.append(outcome)
+            else:
+                watch.add(outcome.seen, outcome.kept)
             if max_failed_units is not None and len(failed) > max_failed_units:
                 raise JobError(
                     f"stopped: {_count(len(failed), 'unit')} failed, --max-failed-units allows {max_failed_units}; "
@@ -106,7 +110,7 @@ def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: i
         output.write(f"sessions/{int(started * 1000)}.json", json.dumps(session).encode())
     # Nothing of this run is being written any more.
     output.sweep_temporary(DEAD_S)
-    return Result(totals, len(ended), failed, seconds)
+    return Result(totals, len(ended), failed, seconds, watch.verdict(totals))
 
 
 def open_again(output: Storage) -> None:
@@ -168,7 +172,10 @@ def work(
         return
     job = Job(profile, plan.prints, plan.input.uri, plan.output.uri, shards, missing)
     say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
-    with cluster(address) as resources, Progress(len(pending), profile.name) as progress:
+    with (
+        cluster(address) as resources,
+        Progress(len(pending), profile.name, kept="kept" if shards else "scored") as progress,
+    ):
         waiting = must_fit(profile, resources, address)
         if waiting:
             say(f"note: {waiting}")
@@ -246,16 +253,3 @@ def write_dataset(
         complete=summary.shards.keys() == set(units),
     )
     write_manifest(output, dataset)
-
-
-def load_totals(profile: Profile) -> tuple[stats.Totals, float, list[dict[str, Any]], bool]:
-    """What `stats` shows of a run on disk: totals, wall seconds of all its sessions, failed units, whether complete."""
-    output = Storage.open(profile.run_folder)
-    output.must_answer()
-    if not output.exists("run.json"):
-        raise RunError(f"{output.uri}: no run here yet: python -m curation run {profile.name}")
-    decision = read_run(output)["decision_fp"]
-    totals = manifests.sum_up(output, decision).totals
-    sessions = [manifests.read_json(output, entry.path, ("seconds",)) for entry in output.list("sessions", ".json")]
-    complete = output.exists(NAME) and read_manifest(output).complete
-    return totals, sum(session["seconds"] for session in sessions), manifests.failures(output), complete

@@ -38,6 +38,16 @@ def overridable(
     added.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help=help_)
 
 
+def decision_options(added: argparse.ArgumentParser) -> None:
+    """For commands that read a run, or a later decision of it."""
+    added.add_argument(
+        "--decision",
+        metavar="FP",
+        help="a later decision of the run (`rescore`), by the first digits of its fingerprint",
+    )
+    added.add_argument("--partial", action="store_true", help="also takes what is not complete")
+
+
 def on_cluster(added: argparse.ArgumentParser, otherwise: str = "Ray on this machine") -> None:
     added.add_argument("--address", help=f"a running Ray cluster; default: RAY_ADDRESS, else {otherwise}")
 

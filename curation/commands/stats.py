@@ -14,18 +14,26 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     added = command(commands, "stats", "Prints the funnel of a run.", "stats demo")
     added.add_argument("--json", action="store_true", help="the funnel as JSON")
+    added.add_argument(
+        "--decision",
+        metavar="FP",
+        help="a later decision of the run (`rescore`), by the first digits of its fingerprint",
+    )
     overridable(added, argparse.SUPPRESS)
 
 
 def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     import json
 
-    from curation.run import load_totals
+    from curation.opened import open_run
+    from curation.select import open_decision
     from curation.stats import funnel, funnel_lines
 
     profile = pipelines.profile(options.profile, options.overrides)
-    totals, seconds, failed, complete = load_totals(profile)
-    labels = list(profile.filters)
+    opened = open_run(profile.run_folder)
+    if options.decision is not None:
+        opened = open_decision(opened, profile, options.decision)
+    totals, seconds, failed, labels = opened.totals(), opened.wall_seconds(), opened.failures(), opened.labels
     if options.json:
         shape = {
             **funnel(totals, labels),
@@ -34,7 +42,7 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
             "wall_seconds": seconds,
             "worker_seconds": totals.seconds,
             "units": totals.units,
-            "complete": complete,
+            "complete": opened.complete,
             "failed_units": failed,
             "warnings": totals.warnings,
         }
@@ -45,6 +53,7 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
         show(f"warning: {warning}")
     for record in failed:
         show(f"failed: {record['input']}: {record['error']}")
-    if not complete:
-        show(f"not complete: {totals.units:,} units are committed; python -m curation run {profile.name} goes on")
+    if not opened.complete:
+        command = "rescore" if opened.is_decision else "run"
+        show(f"not complete: {totals.units:,} units are committed; python -m curation {command} {profile.name} goes on")
     return 0

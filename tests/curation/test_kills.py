@@ -21,9 +21,10 @@ import pytest
 from curation import attempts, manifests
 from curation.cluster import JobError
 from curation.job import Job, Worker
+from curation.opened import open_run
 from curation.plan import RunError, make_plan
 from curation.profile import Profile
-from curation.run import load_totals, run
+from curation.run import run
 from curation.units import plan_units
 from shards.storage import Storage
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
@@ -207,11 +208,12 @@ def test_a_unit_that_fails_runs_again_once_it_is_mended(tmp_path: Path, gate: Pa
     (record,) = manifests.failures(Storage.open(str(tmp_path / "runs/test")))
     assert (record["input"], record["error"]) == ("boom.tar", error)
     assert not list((tmp_path / "runs/test/attempts").glob("*"))
-    assert not load_totals(checked)[3]
+    assert not open_run(checked.run_folder).complete
     (gate / "open").touch()
     after = run(checked)
     assert (after.worked, after.failed) == (1, [])
-    assert load_totals(checked)[2:] == ([], True)
+    opened = open_run(checked.run_folder)
+    assert (opened.failures(), opened.complete) == ([], True)
     # A driver killed between a commit and the end of its record under failed/: the next run clears it.
     Storage.open(str(tmp_path / "runs/test")).write(
         f"failed/{record['unit_id'][:12]}.json", json.dumps(record).encode()

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import manifests, stats
+from curation.opened import open_run
 from curation.plan import make_plan
-from curation.run import _write_run, finish, load_totals
+from curation.run import finish, write_run
 from shards.storage import Storage
 from tests.curation.pairs import flat, good_pairs, image, pair, profile, write_tar
 from tests.curation.test_unit import run_plainly
@@ -351,19 +352,20 @@ def test_100_000_committed_units_are_listed_and_summed_up_in_seconds(model: Mani
         output.write(f"units/_merged-{number:06d}-{'0' * 16}.parquet", sink.getvalue())
         ids += names
     output.delete(entry.path)
-    _write_run(plan)
+    write_run(plan)
     assert sorted(path.name for path in Path(output.uri).iterdir()) == ["run.json", "units"]  # no ledger to read
 
     started = time.perf_counter()
     assert len(manifests.committed(output)) == 100_000
     listed = time.perf_counter()
-    totals, _, _, complete = load_totals(checked)
+    opened = open_run(checked.run_folder)
+    totals, complete = opened.totals(), opened.complete
     assert (totals.units, totals.kept, complete) == (100_000, 50_000 * model["kept"], False)
     shown = time.perf_counter()
     plan.units[:] = [dataclasses.replace(plan.units[0], unit_id=name) for name in ids]
     assert finish(plan, []).kept == totals.kept
     finished = time.perf_counter()
-    assert load_totals(checked)[3]
+    assert open_run(checked.run_folder).complete
     # 0.2 s, 0.6 s and 1.3 s on one core; parsing every manifest takes 90 s.
     assert listed - started < 10
     assert shown - listed < 10

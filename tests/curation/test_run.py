@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import job, manifests
+from curation.opened import open_run
 from curation.plan import RunError, make_plan
-from curation.run import _open_again, finish, load_totals, run
+from curation.run import finish, open_again, run
 from shards.manifest import read_manifest
 from shards.storage import Storage, StorageError
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, profile, write_config, write_tar
@@ -61,9 +62,10 @@ def test_limit_takes_whole_units_and_the_rest_goes_on_later(tmp_path: Path) -> N
     some_input(tmp_path)
     checked = profile(tmp_path)
     assert run(checked, limit=7).worked == 2
-    assert not load_totals(checked)[3]
+    assert not open_run(checked.run_folder).complete
     assert run(checked).worked == 1
-    totals, seconds, failed, complete = load_totals(checked)
+    opened = open_run(checked.run_folder)
+    totals, seconds, failed, complete = opened.totals(), opened.wall_seconds(), opened.failures(), opened.complete
     assert (totals.seen, failed, complete) == (18, [], True)
     assert seconds > 0
 
@@ -79,7 +81,7 @@ def test_a_unit_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert result.totals.units == 3
     (record,) = manifests.failures(Storage.open(str(tmp_path / "runs/test")))
     assert record["input"] == "bad.tar"
-    assert not load_totals(checked)[3]
+    assert not open_run(checked.run_folder).complete
     again = run(checked)
     assert (again.worked, len(again.failed)) == (1, 1)
 
@@ -202,7 +204,7 @@ def test_compacted_manifests_say_the_same(tmp_path: Path) -> None:
     assert manifests.compact(output, at=4) == 0
     assert manifests.compact(output, at=3) == 3
     assert not list((tmp_path / "runs/test/units").glob("*.json"))
-    assert load_totals(checked)[0].reasons == before.reasons
+    assert open_run(checked.run_folder).totals().reasons == before.reasons
     assert run(checked).worked == 0
     some_input(tmp_path, 5)
     assert run(checked).worked == 2
@@ -299,7 +301,7 @@ def test_a_limit_after_a_whole_run_leaves_the_data_set_whole(tmp_path: Path) -> 
     before = {name: (tmp_path / "runs/test" / name).read_bytes() for name in ("manifest.json", "shards.txt")}
     assert run(checked, limit=1).worked == 0
     assert {name: (tmp_path / "runs/test" / name).read_bytes() for name in before} == before
-    assert load_totals(checked)[3]
+    assert open_run(checked.run_folder).complete
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ def test_a_data_set_that_is_being_changed_says_that_it_is_not_complete(tmp_path:
     write_tar(tmp_path / "in/9.tar", pair("b", "a boom in the middle of the night", image()))
     plan = make_plan(checked)
     assert [unit.name for unit in plan.pending] == ["9.tar"]
-    _open_again(plan.output)
+    open_again(plan.output)
     assert not read_manifest(plan.output).complete
     assert len(read_manifest(plan.output).shards) == 3
     assert run(checked).worked == 1

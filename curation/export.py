@@ -1,0 +1,98 @@
+"""Keys, URLs and reasons of a decision as Parquet: what can be shared without the data.
+
+The one decision: rows come in the order of the input, whatever was compacted when, so the same decision always gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import ledger
+from curation.opened import Opened, read_ledger
+from curation.progress import Progress
+from shards.storage import Storage
+
+Keys = Literal["kept", "dropped", "all"]
+# Rows of a part: about 100 MB while it is gathered.
+ROWS_A_PART = 500_000
+# Written last, and says what the parts are.
+END = "export.json"
+_COLUMNS = ("key", "source_key", "url", "failed", "reason")
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: str
+    rows: int
+    parts: int
+
+
+def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: int = ROWS_A_PART) -> Exported:
+    """Writes `part-<n>.parquet` with a row a sample: `key`, `input`, `source_key`, `url`, `failed`, `reason`.
+
+    `input` is the sample's file below the input. keys: which samples. folder: where to; None: `export/<keys>/` of the
+    run or decision. Raises `RunError` and `StorageError` with one line each.
+    """
+    output = Storage.open(folder or opened.output.where(f"export/{keys}"))
+    output.must_answer()
+    output.delete(END)
+    rows = parts = 0
+    for parts, table in enumerate(_parts(opened, keys, rows_a_part), 1):
+        output.write(f"part-{parts - 1:05d}.parquet", ledger.to_parquet(table), durable=True)
+        rows += len(table)
+    for entry in output.list("", ".parquet"):  # of an earlier, larger export
+        if entry.path >= f"part-{parts:05d}.parquet" and entry.path.startswith("part-"):
+            output.delete(entry.path)
+    about = {
+        "profile": opened.name,
+        "keys": keys,
+        "decision_fp": opened.decision,
+        "score_fp": opened.record["score_fp"],
+        "thresholds": opened.record["thresholds"],
+        "complete": opened.complete,
+        "rows": rows,
+        "parts": parts,
+    }
+    output.write(END, json.dumps(about, ensure_ascii=False, indent=1).encode(), durable=True)
+    return Exported(output.uri, rows, parts)
+
+
+def _parts(opened: Opened, keys: Keys, rows_a_part: int) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for table in _units(opened, keys):
+        waiting.append(table)
+        while sum(map(len, waiting)) >= rows_a_part:
+            gathered = pa.concat_tables(waiting)
+            yield gathered.slice(0, rows_a_part)
+            waiting = [gathered.slice(rows_a_part)]
+    if any(map(len, waiting)):
+        yield pa.concat_tables(waiting)
+
+
+def _units(opened: Opened, keys: Keys) -> Iterator[pa.Table]:
+    units = sorted((_about(manifest) for manifest in opened.units()), key=lambda about: about["order"])
+    with Progress(len(units), f"{opened.name}: export") as progress:
+        for about in units:
+            table = read_ledger(opened.output, about, _COLUMNS)
+            listed = len(table)
+            if keys != "all":
+                kept = pc.is_null(table.column("reason"))
+                table = table.filter(kept if keys == "kept" else pc.invert(kept))
+            file = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), pa.array([about["input"]]))
+            table = table.add_column(1, "input", file.dictionary_decode())
+            progress.unit(listed, listed, len(table), False)
+            yield table.replace_schema_metadata(None)
+
+
+def _about(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the export needs of a unit: its whole manifest is a hundred times as large."""
+    path, (start, _) = manifest["input"]["path"], manifest["input"]["range"]
+    about = {name: manifest[name] for name in ("unit_id", "profile")}
+    return {**about, "files": {"ledger": manifest["files"]["ledger"]}, "input": path, "order": (path, start or 0)}
