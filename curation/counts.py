@@ -5,7 +5,7 @@ The one decision: they are made from the ledger table alone, so a unit that is d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -31,7 +31,7 @@ def count(filters: Mapping[str, Filter], table: pa.Table) -> dict[str, Any]:
     by_reason = {entry["values"]: entry["counts"] for entry in counted}
     kept = by_reason.pop(None, 0)
     fetch = sum(number for reason, number in by_reason.items() if reason.startswith("fetch:"))
-    fails = _failures(filters, table)
+    fails = failures(filters, table)
     alone = fails.sum(axis=1) == 1
     together = {
         f"{one}+{other}": int(np.count_nonzero(fails[:, first] & fails[:, second]))
@@ -57,11 +57,11 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks()
 
 
-def _failures(filters: Mapping[str, Filter], table: pa.Table) -> Mask:
-    """Rows by filters: which failed which."""
-    lists = _flat(table.column("failed"))
-    fails = np.zeros((len(table), len(filters)), dtype=bool)
-    labels = pc.index_in(pc.list_flatten(lists), value_set=pa.array(list(filters), pa.string()))
+def failures(filters: Iterable[str], table: pa.Table) -> Mask:
+    """Rows by filters, in the order of these labels: which failed which."""
+    lists, order = _flat(table.column("failed")), list(filters)
+    fails = np.zeros((len(table), len(order)), dtype=bool)
+    labels = pc.index_in(pc.list_flatten(lists), value_set=pa.array(order, pa.string()))
     fails[np.asarray(pc.list_parent_indices(lists)), np.asarray(labels)] = True
     return fails
 
@@ -75,10 +75,10 @@ def _histograms(filters: Mapping[str, Filter], table: pa.Table, fails: Mask) -> 
     """256 counts a numeric score between fixed edges (outliers in the end bins): `all` readable samples, and `others`,
     those that pass every other filter as far as those were scored."""
     usable = _usable(filters, table)
-    failures = fails.sum(axis=1)
+    number = fails.sum(axis=1)
     found = {}
     for index, (label, rule) in enumerate(filters.items()):
-        passes = usable & (failures == fails[:, index])
+        passes = usable & (number == fails[:, index])
         for score, (low, high) in rule.bins.items():
             if score not in rule.scores:  # a score that this configuration of the filter does not make
                 continue

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import ledger
-from curation.counts import Mask
+from curation.counts import Mask, failures
 from curation.profile import Profile
 from filters.base import Filter
 
@@ -69,15 +69,10 @@ def decide_again(
 
 
 def scored_before(rows: pa.Table, profile: Profile, order: Sequence[str]) -> dict[str, Mask]:
-    """By pixel filter: the samples that it has seen, as the run's verdicts tell: nothing before it had dropped them."""
-    reasons = rows.column("reason").combine_chunks()
+    """By pixel filter: the samples that it has seen, as the run's verdicts tell: they had failed nothing before it."""
     usable = np.asarray(pc.is_null(ledger.problems_of(rows, profile.filters)), dtype=bool)
-    seen = {}
-    for label in profile.pixel:
-        before = [name for other in order[: list(order).index(label)] for name in (other, f"{other}:error")]
-        dropped = pc.is_in(reasons, value_set=pa.array(before, pa.string()))
-        seen[label] = usable & ~np.asarray(dropped, dtype=bool)
-    return seen
+    fails = failures(order, rows)
+    return {label: usable & ~fails[:, : list(order).index(label)].any(axis=1) for label in profile.pixel}
 
 
 def _put(rows: pa.Table, name: str, places: Places, values: pa.ChunkedArray) -> pa.Table:

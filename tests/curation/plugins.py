@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageStat
 
 from filters.base import Filter
 
@@ -179,3 +182,42 @@ class OddWords(Where):
     def meet(self, boom: bool) -> None:
         if boom:
             raise ValueError("cannot open caf\udce9.txt")
+
+
+class Bright(Filter):
+    """Mean brightness of the decoded image, 0 to 255: a pixel filter whose scores are the same in every run.
+
+    An image whose caption holds `unseen` gets no score and no word why; one with `broken` gets an error.
+    """
+
+    name = "bright"
+    version = "1"
+    thresholds: ClassVar[frozenset[str]] = frozenset({"min", "max"})
+    bins: ClassVar[dict[str, tuple[float, float]]] = {"mean": (0.0, 255.0)}
+
+    min: float = 0.0
+    max: float = 255.0
+
+    @property
+    def needs(self) -> frozenset[Any]:
+        return frozenset({"caption", "pixels"})
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return {"mean": pa.float32(), "mean_error": pa.string()}
+
+    def score(self, samples: Any) -> Any:
+        means, errors = [], []
+        for caption, data in zip(
+            samples.column("caption").to_pylist(), samples.column("image").to_pylist(), strict=True
+        ):
+            odd = "unseen" in caption or "broken" in caption
+            with Image.open(io.BytesIO(data)) as image:
+                means.append(None if odd else ImageStat.Stat(image.convert("L")).mean[0])
+            errors.append("broken" if "broken" in caption else None)
+        return {"mean": pa.array(means, pa.float32()), "mean_error": pa.array(errors, pa.string())}
+
+    def keep(self, scores: Any) -> Any:
+        mean = scores.column("mean").combine_chunks()
+        low, high = pa.scalar(self.min, pa.float32()), pa.scalar(self.max, pa.float32())
+        return pc.and_(pc.greater_equal(mean, low), pc.less_equal(mean, high))
