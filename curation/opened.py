@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from curation import ledger, manifests
 from curation.plan import RunError, read_run
+from curation.profile import Fingerprints, Profile
 from curation.stats import Totals
 from curation.units import Unit
 from shards.manifest import NAME, read_manifest
@@ -55,6 +56,10 @@ class Opened:
     def is_decision(self) -> bool:
         """Whether this is a later decision (`rescore`), not the run itself."""
         return self.folder == DECIDED
+
+    def prints(self, profile: Profile) -> Fingerprints:
+        """A profile's fingerprints, on a machine that may not have the models which made these scores."""
+        return profile.fingerprints(self.record)
 
     def units(self) -> Iterator[dict[str, Any]]:
         """The manifests of its units, each once."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
-from filters.base import Filter, Mapper
+from filters.base import Filter, Mapper, RuleError
 from filters.header import DEFAULT_MAX_PIXELS
 
 # Raised whenever the meaning of a score outside the filters changes: it is part of every score fingerprint.
@@ -178,8 +178,12 @@ class Profile(Settings):
         mappers = [(f"mapper {mapper.name!r}", mapper) for mapper in self.mappers]
         return [*mappers, *((f"filter {label!r}", rule) for label, rule in self.filters.items())]
 
-    def score_identity(self) -> dict[str, Any]:
-        """Everything that a score depends on besides the input (JSON types)."""
+    def score_identity(self, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything that a score depends on besides the input (JSON types).
+
+        run: a run.json: a filter that cannot tell, since its weights are not at hand, is taken for that run's if it is
+        configured alike.
+        """
         return {
             "scoring_version": SCORING_VERSION,
             "format": self.input.format,
@@ -188,7 +192,7 @@ class Profile(Settings):
             "max_pixels": self.max_pixels,
             "max_caption_chars": self.max_caption_chars,
             "mappers": [mapper.fingerprint() for mapper in self.mappers],
-            "filters": {label: rule.fingerprint() for label, rule in sorted(self.filters.items())},
+            "filters": {label: _told(label, rule, run) for label, rule in sorted(self.filters.items())},
         }
 
     def decision_identity(self) -> dict[str, Any]:
@@ -213,8 +217,9 @@ class Profile(Settings):
             raise KeyError(*(self.filters.keys() - filters.keys()))
         return self.model_copy(update={"filters": filters})
 
-    def fingerprints(self) -> Fingerprints:
-        identity, decision = self.score_identity(), self.decision_identity()
+    def fingerprints(self, run: Mapping[str, Any] | None = None) -> Fingerprints:
+        """What names the scores and the decision. run: see `score_identity`."""
+        identity, decision = self.score_identity(run), self.decision_identity()
         score = digest(identity)
         return Fingerprints(score, digest({"score": score, "filters": list(decision.items())}), identity, decision)
 
@@ -227,6 +232,20 @@ class Fingerprints:
     decision: str
     identity: dict[str, Any]
     thresholds: dict[str, Any]
+
+
+def _told(label: str, rule: Filter, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a filter's scores depend on."""
+    try:
+        return rule.fingerprint()
+    except RuleError:
+        if run is None or label not in run["identity"]["filters"]:
+            raise
+        then = {name: value for name, value in run["profile"]["filters"][label].items() if name not in rule.thresholds}
+        if then != rule.model_dump(mode="json", exclude=set(rule.thresholds)):
+            raise
+        found: dict[str, Any] = run["identity"]["filters"][label]
+        return found
 
 
 def digest(value: Any) -> str:

@@ -189,6 +189,8 @@ def score_missing(profile: Profile, partial: bool, address: str | None, workers:
     if looked.failed or not lacking:
         return looked.failed
     say(f"{profile.name}: {samples:,} samples of {len(lacking):,} units to score")
+    for label, rule in profile.pixel.items():
+        asked(f"filter {label!r}", rule.check)
     source, _ = resolve_inputs(profile.input.path, SUFFIXES[profile.input.format])
     plan = Plan(profile, prints, source, opened.output, list(lacking.values()))
     with lease.hold(opened.output, say) as held, closing(work(plan, address, held, missing=task.order)) as outcomes:
@@ -203,9 +205,7 @@ def open_base(profile: Profile, partial: bool = False) -> tuple[Opened, Fingerpr
     opened = open_run(profile.run_folder)
     if not partial:
         must_be_whole(opened)
-    for label, rule in profile.pixel.items():
-        asked(f"filter {label!r}", rule.check)
-    prints = profile.fingerprints()
+    prints = opened.prints(profile)
     identity = opened.record["identity"]
     if prints.score != opened.record["score_fp"]:
         never = [label for label in profile.filters if label not in identity.get("filters", {})]

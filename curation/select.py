@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from curation import ledger, lease, manifests, stats
+from curation import lease, ledger, manifests, stats
 from curation.cluster import JobError
 from curation.commit import fit_for_review, record_failure, unit_manifest, write_samples
 from curation.missing import raw_images
@@ -172,7 +172,7 @@ def select(
     if not partial:
         must_be_whole(decided)
     profile = decided_profile(profile, decided)
-    prints, output = profile.fingerprints(), decided.output
+    prints, output = decided.prints(profile), decided.output
     try:
         source, _ = resolve_inputs(profile.input.path, SUFFIXES[profile.input.format])
         input_uri = source.uri
@@ -226,7 +226,7 @@ def open_decision(run: Opened, profile: Profile, decision: str | None = None) ->
     Raises `RunError` where there is none, and says which there are.
     """
     known = run.output.folders(DECISIONS)
-    wanted = profile.fingerprints().decision if decision is None else decision
+    wanted = run.prints(profile).decision if decision is None else decision
     found = [name for name in known if name.startswith(wanted)]
     if len(found) == 1:
         return open_run(run.output.where(f"{DECISIONS}/{found[0]}"))
@@ -246,7 +246,7 @@ def decided_profile(profile: Profile, decided: Opened) -> Profile:
     """The profile with the thresholds of a decision. Raises `RunError` where its scores are of another one."""
     try:
         found = profile.deciding(decided.record["thresholds"])
-        if found.fingerprints().decision == decided.decision:
+        if decided.prints(found).decision == decided.decision:
             return found
     except (KeyError, ValidationError):
         pass

@@ -146,7 +146,8 @@ def funnel_lines(totals: Totals, filters: Sequence[str], target: float | None, s
         if any(counts.values()):
             lines += textwrap.wrap(f"{name}: {_parts(counts)}", 118, subsequent_indent="  ", break_on_hyphens=False)
     steps = {step: value for step, value in totals.seconds.items() if value >= 0.005}
-    lines.append(f"worker seconds: {', '.join(f'{step} {value:.1f}' for step, value in steps.items())}")
+    if steps:
+        lines.append(f"worker seconds: {', '.join(f'{step} {value:.1f}' for step, value in steps.items())}")
     if seconds:
         lines.append(f"wall: {seconds:.1f} s, {totals.listed / seconds:,.0f} samples/s")
     return lines

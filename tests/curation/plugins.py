@@ -195,6 +195,7 @@ class Bright(Filter):
     thresholds: ClassVar[frozenset[str]] = frozenset({"min", "max"})
     bins: ClassVar[dict[str, tuple[float, float]]] = {"mean": (0.0, 255.0)}
 
+    model: str = "mean"
     min: float = 0.0
     max: float = 255.0
 

@@ -21,6 +21,7 @@ from curation.plan import OtherVersion, RunError
 from curation.profile import Profile
 from curation.rescore import rescore, score_missing
 from curation.select import decided_profile, open_decision, select
+from filters.base import RuleError
 from shards.check import check
 from shards.storage import Storage
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, write_config, write_parquet, write_tar
@@ -368,3 +369,24 @@ def test_the_commands(ran: Path) -> None:
     assert never.returncode == 2
     assert never.stderr.count("\n") == 1
     assert rescoring.__doc__
+
+
+def test_a_machine_without_the_weights_can_decide(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = configured(ran, "bright.min=130")
+    expected = rescore(checked, dry_run=True).totals.reasons
+
+    def gone(rule: Any) -> dict[str, Any]:
+        raise RuleError("its weights are not here")
+
+    monkeypatch.setattr("tests.curation.plugins.Bright.fingerprint", gone)
+    assert rescore(checked).totals.reasons == expected
+    select(checked)
+    assert not check(Storage.open(str(decision_of_only(ran)))).faults
+    # Another model than the run's is not taken for it.
+    with pytest.raises(RuleError, match="its weights are not here"):
+        rescore(configured(ran, "bright.min=130", "bright.model=another"))
+
+
+def decision_of_only(folder: Path) -> Path:
+    (found,) = (folder / "runs/test/decisions").iterdir()
+    return found
