@@ -79,6 +79,23 @@ class Opened:
         """Units that could not be committed: `input`, `error`, `unit_id`."""
         return manifests.failures(self.output)
 
+    def decisions(self) -> list[dict[str, Any]]:
+        """What there is to say of each later decision: `decision_fp`, `changes`, `kept`, `complete`, `selected` ..."""
+        found = []
+        for name in self.output.folders(DECISIONS):
+            folder = f"{DECISIONS}/{name}"
+            if not self.output.exists(f"{folder}/{DECISION}"):  # cut short, or at work
+                found.append({"decision_fp": name, "complete": False})
+                continue
+            end = manifests.read_json(self.output, f"{folder}/{DECISION}", ("changes", "funnel", "complete"))
+            numbers = {name: end["funnel"][name] for name in ("kept", "retention")}
+            selected = (
+                self.output.exists(f"{folder}/{NAME}") and read_manifest(self.output, f"{folder}/{NAME}").complete
+            )
+            about = {"changes": end["changes"], **numbers, "complete": end["complete"], "selected": selected}
+            found.append({"decision_fp": name, **about})
+        return found
+
     def ledger(self, manifest: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
         """A unit's ledger rows, in their order. columns: only these. Raises `LedgerError`."""
         return read_ledger(self.output, manifest, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curation.commands.common import Commands, command, overridable, show, show_funnel
 
@@ -45,6 +45,7 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
             "complete": opened.complete,
             "failed_units": failed,
             "warnings": totals.warnings,
+            "decisions": opened.decisions(),
         }
         show(json.dumps(shape, ensure_ascii=False, indent=1))
         return 0
@@ -53,7 +54,17 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
         show(f"warning: {warning}")
     for record in failed:
         show(f"failed: {record['input']}: {record['error']}")
+    for decision in opened.decisions():
+        show(f"decision {decision['decision_fp'][:16]}: {_told(decision)}")
     if not opened.complete:
         command = "rescore" if opened.is_decision else "run"
         show(f"not complete: {totals.units:,} units are committed; python -m curation {command} {profile.name} goes on")
     return 0
+
+
+def _told(decision: dict[str, Any]) -> str:
+    if "kept" not in decision:
+        return "not complete: rescore with the same --set goes on"
+    share = "" if decision["retention"] is None else f" ({decision['retention']:.1%})"
+    state = "its shards stand" if decision["selected"] else "not selected"
+    return f"{'; '.join(decision['changes'])}: kept {decision['kept']:,}{share}, {state}"
