@@ -10,16 +10,14 @@ from typing import Any
 from bs4 import BeautifulSoup, Tag
 
 from curation.opened import Opened, open_run
-from curation.plan import make_plan
 from curation.profile import Profile
 from curation.report.compare import Comparison
 from curation.report.data import gather
 from curation.report.gallery import choose
 from curation.report.page import page
 from curation.rescore import rescore
-from curation.run import _prepare, finish
 from tests.curation.pairs import flat, good_pairs, image, pair, profile, write_tar
-from tests.curation.test_unit import run_plainly
+from tests.curation.runs import run_whole
 
 # What a caption, a url or a file name may try on a page. Each is one that has worked somewhere.
 HOSTILE = (
@@ -56,13 +54,10 @@ def some_input(folder: Path, files: int = 3) -> None:
 
 def finished(checked: Profile, wall: float = 2.0) -> Opened:
     """The run of a profile, complete, with a session of `wall` seconds."""
-    plan = make_plan(checked)
-    _prepare(plan, set())
-    run_plainly(checked)
-    finish(make_plan(checked), [])
-    session = {"started": 1_700_000_000.0, "seconds": wall, "units": len(plan.units), "failed": 0}
-    plan.output.write("sessions/1700000000000.json", json.dumps(session).encode())
-    return open_run(checked.run_folder)
+    opened = run_whole(checked)
+    session = {"started": 1_700_000_000.0, "seconds": wall, "units": opened.totals().units, "failed": 0}
+    opened.output.write("sessions/1700000000000.json", json.dumps(session).encode())
+    return opened
 
 
 def small_run(folder: Path, files: int = 3, **settings: Any) -> Opened:

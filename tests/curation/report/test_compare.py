@@ -18,7 +18,7 @@ from curation.opened import LedgerError, Opened, open_run
 from curation.plan import RunError
 from curation.report.compare import compare
 from curation.report.data import gather
-from curation.run import _prepare
+from curation.run import write_run
 from tests.curation.pairs import flat, good_pairs, profile, write_tar
 from tests.curation.report.runs import decided, html_of, number, parsed, rows_of, small_run
 
@@ -129,7 +129,7 @@ def small_ledgers(folder: Path, checked: object, name: str, rows: int, turn: int
     from curation.plan import make_plan
 
     plan = make_plan(profile(folder, output={"path": str(folder / name)}))
-    _prepare(plan, set())
+    write_run(plan)
     output, filters = plan.output, plan.profile.filters
     random = np.random.default_rng(turn)
     model: dict[str, object] | None = None
