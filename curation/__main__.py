@@ -16,7 +16,19 @@ from collections.abc import Sequence
 from curation.commands.common import complain
 
 # Modules of curation.commands, in the order of `--help`.
-COMMANDS = ("validate", "download", "plan", "run", "stats")
+COMMANDS = (
+    "validate",
+    "download",
+    "plan",
+    "run",
+    "stats",
+    "calibrate",
+    "rescore",
+    "select",
+    "export",
+    "report",
+    "pack",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

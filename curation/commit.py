@@ -94,6 +94,9 @@ def write_samples(
         output.write(f"shards/{unit.short}.tar", shard.buffers, durable=True)
         files["shard"] = {"path": f"shards/{unit.short}.tar", "bytes": shard.size, "sha256": shard.sha256}
         files["index"] = write_described(output, f"shards/{unit.short}.tar.idx", encode_index(shard.offsets))
+    elif shards:  # made again, a unit may keep nothing where it kept something
+        for ending in ("tar", "tar.idx"):
+            output.delete(f"shards/{unit.short}.{ending}")
     files["samples"] = write_described(output, f"samples/{unit.short}.parquet", _review(table, pictures))
     return files
 

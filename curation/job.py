@@ -266,6 +266,8 @@ class Worker:
         return self.attempt(unit, "commit", work)
 
     def fail(self, unit: Unit, error: str) -> Outcome:
+        if self.job.missing is not None:  # the unit is committed: nothing of the run has failed
+            return Outcome(unit.unit_id, error=error)
         try:
             record_failure(self.output, unit, error)
         except Exception as second:  # noqa: BLE001  the disk is full, say: the driver tells both

@@ -71,7 +71,7 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
     open_ = usable.copy()
     for index, (label, rule) in enumerate(filters.items()):
         scores = scores_of(table, label, rule)
-        verdict = _flat(rule.keep(scores))
+        verdict = _flat(rule.keep(scores)).cast(pa.bool_())  # a plug-in's empty list has no type
         null = np.asarray(pc.is_null(verdict), dtype=bool)
         dropped = ~np.asarray(pc.fill_null(verdict, True), dtype=bool)
         broken = null & _has_error(scores)
@@ -91,6 +91,9 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
 def settle(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> pa.Table:
     """The ledger of a unit: rows with scores get their verdicts, for good."""
     columns = schema(filters)
+    for score in columns.names[len(BASE) : -len(VERDICT)]:
+        if score not in rows.column_names:  # of a pixel filter that no sample of the unit reached
+            rows = rows.append_column(score, pa.nulls(len(rows), columns.field(score).type))
     return with_verdicts(rows, filters, problems).select(columns.names).cast(columns)
 
 

@@ -6,6 +6,7 @@ there for every later decision. The ledger itself never changes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import ledger
-from curation.opened import LedgerError, read_unit_ledger
+from curation.opened import LedgerError, ledger_path, read_unit_ledger
 from curation.profile import Fingerprints, Profile
 from curation.raw import SourceError
 from curation.redecide import decide_again
@@ -32,17 +33,21 @@ def score_path(unit: Unit) -> str:
     return f"{FOLDER}/{unit.short}.parquet"
 
 
-def read_scores(run: Storage, unit: Unit, profile: Profile, prints: Fingerprints) -> dict[str, pa.Table]:
+def read_scores(
+    run: Storage, unit: Unit, profile: Profile, prints: Fingerprints, ledger_sha256: str | None = None
+) -> dict[str, pa.Table]:
     """By pixel filter, the scores made later: `row` and the filter's ledger columns. Empty where there are none.
 
-    Scores of another configuration count as none. Raises `LedgerError` where the file is damaged.
+    Scores of another configuration, or for a ledger that was made again since, count as none. ledger_sha256: of the
+    unit's ledger part; None: it is looked up. Raises `LedgerError` where the file is damaged.
     """
     path = score_path(unit)
     try:
         with run.open_input(path) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
             metadata = file.schema_arrow.metadata or {}
-            if metadata.get(b"score_fp") != prints.score.encode():
+            wanted = {b"score_fp": prints.score, b"ledger_sha256": ledger_sha256 or _ledger_sha256(run, unit)}
+            if any(metadata.get(name) != value.encode() for name, value in wanted.items()):
                 return {}
             table = file.read()
     except NotFound:
@@ -58,6 +63,11 @@ def read_scores(run: Storage, unit: Unit, profile: Profile, prints: Fingerprints
         label: table.filter(table.column(_seen(label))).select(["row", *_columns(profile, label)])
         for label in profile.pixel
     }
+
+
+def _ledger_sha256(run: Storage, unit: Unit) -> str:
+    """Of the ledger part as it stands: its rows are what the scores are of."""
+    return hashlib.sha256(run.view(ledger_path(unit))).hexdigest()
 
 
 def _seen(label: str) -> str:
@@ -130,7 +140,8 @@ def commit_scores(profile: Profile, prints: Fingerprints, judged: Judged, run: S
         any_seen |= seen
         done[label] = rule
     table = pa.table(columns).filter(pa.array(any_seen))
-    table = table.replace_schema_metadata({"schema_version": ledger.SCHEMA_VERSION, "score_fp": prints.score})
+    about = {"score_fp": prints.score, "ledger_sha256": _ledger_sha256(run, judged.unit)}
+    table = table.replace_schema_metadata({"schema_version": ledger.SCHEMA_VERSION, **about})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     run.write(score_path(judged.unit), sink.getvalue(), durable=True)

@@ -6,6 +6,7 @@ The one decision: what is read is compared with what its manifest says of it, an
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import ledger, manifests
-from curation.plan import RunError, read_run
+from curation.plan import OtherVersion, RunError, read_run
 from curation.profile import Fingerprints, Profile
 from curation.stats import Totals
 from curation.units import Unit
@@ -23,6 +24,7 @@ from shards.storage import NotFound, Storage
 
 # Below a run's folder: decisions by their fingerprint; below a decision's: its unit manifests, and its end mark.
 DECISIONS, DECIDED, DECISION = "decisions", "decided", "decision.json"
+_GOES_ON = "call `rescore` with its thresholds again, or delete the folder"
 
 
 class LedgerError(RunError):
@@ -61,9 +63,9 @@ class Opened:
         """A profile's fingerprints, on a machine that may not have the models which made these scores."""
         return profile.fingerprints(self.record)
 
-    def units(self) -> Iterator[dict[str, Any]]:
-        """The manifests of its units, each once."""
-        for manifest in manifests.read_all(self.output, folder=self.folder):
+    def units(self, unit_ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The manifests of its units, each once. unit_ids: only these."""
+        for manifest in manifests.read_all(self.output, unit_ids, self.folder):
             if manifest["decision_fp"] == self.decision:
                 yield manifest
 
@@ -84,10 +86,10 @@ class Opened:
         found = []
         for name in self.output.folders(DECISIONS):
             folder = f"{DECISIONS}/{name}"
-            if not self.output.exists(f"{folder}/{DECISION}"):  # cut short, or at work
+            end = _end(self.output, f"{folder}/{DECISION}")
+            if end is None:
                 found.append({"decision_fp": name, "complete": False})
                 continue
-            end = manifests.read_json(self.output, f"{folder}/{DECISION}", ("changes", "funnel", "complete"))
             numbers = {name: end["funnel"][name] for name in ("kept", "retention")}
             selected = (
                 self.output.exists(f"{folder}/{NAME}") and read_manifest(self.output, f"{folder}/{NAME}").complete
@@ -105,23 +107,68 @@ def open_run(where: str) -> Opened:
     """Opens the folder of a run or of a decision. Raises `RunError` or `StorageError` with one line."""
     output = Storage.open(where)
     output.must_answer()
+    later = output.parent().uri.endswith(f"/{DECISIONS}")
     if not output.exists("run.json"):
+        if later:
+            raise RunError(f"{output.uri}: a decision that was cut short (no run.json): {_GOES_ON}")
         raise RunError(f"{output.uri}: no run here yet (no run.json): `python -m curation run PROFILE` makes one")
-    record = read_run(output)
+    try:
+        record = read_run(output)
+    except OtherVersion:
+        raise
+    except RunError as error:
+        heal = _GOES_ON if later else "`python -m curation run` with its profile writes it anew"
+        raise RunError(f"{output.uri}/run.json: damaged: {heal}") from error
     if "decided_from" in record:
-        ended = output.exists(DECISION) and manifests.read_json(output, DECISION, ("complete",))["complete"]
-        return Opened(output, record, DECIDED, bool(ended))
+        end = _end(output, DECISION)
+        return Opened(output, record, DECIDED, end is not None and end["complete"] is True)
     return Opened(output, record, manifests.FOLDER, output.exists(NAME) and read_manifest(output).complete)
 
 
 def must_be_whole(opened: Opened) -> None:
     """Raises `RunError` where units are missing: a run that is half-written, or a decision that was cut short."""
     if not opened.complete:
-        command = "rescore" if opened.is_decision else "run"
+        command = f"rescore {opened.name}` and the same --set" if opened.is_decision else f"run {opened.name}`"
         raise RunError(
             f"{opened.output.uri}: not complete (units failed, or the work was limited or cut short): end it with "
-            f"`python -m curation {command} {opened.name}`, or use what is there with --partial"
+            f"`python -m curation {command}, or use what is there with --partial"
         )
+
+
+def must_be_up_to_date(run: Opened, decided: Opened, partial: bool = False) -> None:
+    """Raises `RunError` where the run's units are not those that a decision of it was made from.
+
+    partial: units that the decision lacks are no fault.
+    """
+    now = {manifest["unit_id"]: files_print(manifest["files"]) for manifest in run.units()}
+    count = 0
+    for manifest in decided.units():
+        count += now.pop(manifest["unit_id"], None) != files_print(manifest["run_files"])
+    count += 0 if partial else len(now)
+    if count:
+        units = "1 unit was" if count == 1 else f"{count:,} units were"
+        raise RunError(
+            f"{decided.output.uri}: the run has changed since this was decided ({units} made again, added or removed): "
+            "call `rescore` with the same --set again"
+        )
+
+
+def files_print(files: Mapping[str, Any]) -> bytes:
+    """Names what a unit wrote: its files with their sizes and hashes."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).digest()
+
+
+def _end(output: Storage, path: str) -> dict[str, Any] | None:
+    """decision.json; None where the decision was cut short, is at work, or damaged: `rescore` ends all of them."""
+    try:
+        return manifests.read_json(output, path, ("changes", "funnel", "complete"))
+    except (NotFound, manifests.ManifestError):
+        return None
+
+
+def ledger_path(unit: Unit) -> str:
+    """Where a unit's ledger part lies."""
+    return f"ledger/{unit.short}.parquet"
 
 
 def unit_of(manifest: Mapping[str, Any]) -> Unit:
@@ -134,6 +181,8 @@ def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[
     """The ledger part that a unit's manifest describes. Raises `LedgerError`; `StorageError` out of reach."""
     about = manifest["files"]["ledger"]
     redo = _redo(manifest["profile"], manifest["unit_id"])
+    if "run_files" in manifest:  # of a later decision, whose parts are made by `rescore`
+        redo = "delete it, and call `rescore` with the thresholds of this decision again"
     buffer = _view(output, about["path"], redo)
     if buffer.size != about["bytes"] or hashlib.sha256(buffer).hexdigest() != about["sha256"]:
         raise LedgerError(
@@ -144,7 +193,7 @@ def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[
 
 def read_unit_ledger(output: Storage, profile: str, unit: Unit) -> pa.Table:
     """A unit's ledger part where nobody has its manifest at hand. Raises as `read_ledger`."""
-    path, redo = f"ledger/{unit.short}.parquet", _redo(profile, unit.unit_id)
+    path, redo = ledger_path(unit), _redo(profile, unit.unit_id)
     return _parse(_view(output, path, redo), output.where(path), redo, None)
 
 

@@ -54,12 +54,17 @@ class Plan:
         return [unit for unit in self.units[: self.first] if unit.unit_id not in self.done]
 
 
-def make_plan(profile: Profile, limit: int | None = None, replace: bool = False) -> Plan:
+def make_plan(
+    profile: Profile,
+    limit: int | None = None,
+    replace: bool = False,
+    folder: Callable[[Fingerprints], str] | None = None,
+) -> Plan:
     """Lists the input, cuts it into units and compares with what the output holds; writes nothing.
 
     limit: whole units from the first on, until they hold this many samples. replace: committed units that are no longer
-    in the input are in `Plan.gone` instead of an error. Raises `StorageError`, `RunError` and `filters.base.RuleError`,
-    each of one line.
+    in the input are in `Plan.gone` instead of an error. folder: the output, where it is not the run's own. Raises
+    `StorageError`, `RunError` and `filters.base.RuleError`, each of one line.
     """
     lost = lost_input("input.path", profile.input.path) or lost_output("output.path", profile.output.path)
     if lost:
@@ -71,7 +76,7 @@ def make_plan(profile: Profile, limit: int | None = None, replace: bool = False)
     doubles = [short for short, count in Counter(unit.short for unit in units).items() if count > 1]
     if doubles:
         raise RunError(f"{profile.input.path}: two units would be called {doubles[0]}: read the inputs as two profiles")
-    output = Storage.open(profile.run_folder)
+    output = Storage.open(folder(prints) if folder else profile.run_folder)
     output.must_answer()
     if f"{output.uri.rstrip('/')}/".startswith(f"{storage.uri.rstrip('/')}/"):
         raise RunError(
@@ -241,7 +246,7 @@ def plan_lines(
         # A model's filter has defaults that its other settings make void: only what was set is shown.
         shown = rule.model_fields_set | {"min"} if label in profile.pixel else set(type(rule).model_fields)
         settings = [
-            f"{name}={value}"
+            f"{name}={_plain(value)}"
             for name, value in rule.model_dump(mode="json", include=shown).items()
             if value is not None
         ]
@@ -262,6 +267,11 @@ def plan_lines(
     if len(units) > 5:
         lines.append(f"           ... and {len(units) - 5:,} more")
     return lines
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value; a mapping as the file has it: {en: 0.3, zh: 0.26}."""
+    return f"{{{', '.join(f'{key}: {item}' for key, item in value.items())}}}" if isinstance(value, dict) else value
 
 
 def _titled(title: str, lines: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -18,20 +18,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import lease, ledger, manifests, stats
+from curation import attempts, lease, ledger, manifests, stats
 from curation.cluster import JobError
 from curation.commit import remove_others, unit_manifest, write_described
 from curation.missing import FOLDER, read_scores
-from curation.opened import DECIDED, DECISION, DECISIONS, Opened, must_be_whole, open_run, read_ledger, unit_of
+from curation.opened import (
+    DECIDED,
+    DECISION,
+    DECISIONS,
+    Opened,
+    files_print,
+    ledger_path,
+    must_be_whole,
+    open_run,
+    read_ledger,
+    unit_of,
+)
 from curation.plan import Plan, RunError, asked, differences
 from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
 from curation.redecide import Again, columns_of, decide_again
-from curation.run import WAVE, work
+from curation.run import DEAD_S, WAVE, open_again, work
 from curation.tasks import Ended, spread, usual_workers
 from curation.units import SUFFIXES, Unit
 from shards.inputs import resolve_inputs
-from shards.storage import Storage
+from shards.manifest import LIST_NAME
+from shards.manifest import NAME as DATA_SET
+from shards.storage import Storage, StorageError
 
 # One more process for so many units: starting one takes a second, a unit of 10,000 rows less than half of one.
 UNITS_A_WORKER = 8
@@ -42,7 +55,8 @@ Answer: TypeAlias = tuple[dict[str, Any], Counter[str], int]
 @dataclass(frozen=True)
 class Decided:
     """What came of deciding again. `folder`: None for a dry run. `changed`: samples by what became of them, as
-    `<reason before> -> <reason now>`. `unscored`: samples that a pixel filter has yet to see."""
+    `<reason before> -> <reason now>`, of `counted` units: those of this call. `unscored`: samples that a pixel filter has
+    yet to see. `worked`: units decided by this call."""
 
     base: stats.Totals
     totals: stats.Totals
@@ -52,6 +66,7 @@ class Decided:
     unscored: int
     worked: int
     seconds: float
+    counted: int
     failed: list[str] = field(default_factory=list)
 
 
@@ -73,7 +88,8 @@ class Rescorer:
         unit, run = unit_of(manifest), Storage.open(self.run_uri)
         rows = read_ledger(run, manifest, None if self.write else columns_of(self.profile.filters))
         before = rows.column("reason")
-        extra = read_scores(run, unit, self.profile, self.prints) if unit.short in self.scores else {}
+        printed = manifest["files"]["ledger"]["sha256"]
+        extra = read_scores(run, unit, self.profile, self.prints, printed) if unit.short in self.scores else {}
         again = decide_again(rows, self.profile, self.order, extra)
         unscored = int(np.count_nonzero(again.unscored))
         # What the run wrote goes along, so that `select` finds it.
@@ -85,7 +101,7 @@ class Rescorer:
         output = Storage.open(self.decision_uri)
         columns = ledger.schema(self.profile.filters)
         table = again.table.select(columns.names).cast(columns)
-        written = write_described(output, f"ledger/{unit.short}.parquet", ledger.to_parquet(table))
+        written = write_described(output, ledger_path(unit), ledger.to_parquet(table))
         files = {"ledger": written, "shard": None, "index": None, "samples": None}
         seconds = {"rescore": time.perf_counter() - started}
         decided = unit_manifest(self.profile, self.prints, unit, table, {**rest, "files": files}, seconds)
@@ -130,28 +146,24 @@ def rescore(
     places = (address, workers or usual_workers(len(every), UNITS_A_WORKER))
     looked = None
     if dry_run or may_leave_unscored(opened, prints, profile):
-        looked = _sum(profile.name, spread(task, _slim(opened), *places), len(every))
-        if dry_run or looked.unscored or looked.failed:
+        with closing(spread(task, _slim(opened), *places, name=_called)) as ended:
+            looked = _sum(profile.name, ended, len(every))
+        if dry_run or looked.unscored:
             return replace(looked, base=base, changes=changes, seconds=time.time() - started)
     with lease.hold(output, say) as held:
-        done = _prepare(output, opened, profile, prints, every)
-        todo = (manifest for manifest in _slim(opened) if manifest["unit_id"] not in done)
-        ended = _compacting(spread(replace(task, write=True), todo, *places), output, held)
-        decided = _sum(profile.name, ended, len(every) - len(done))
-        totals = manifests.sum_up(output, prints.decision, folder=DECIDED).totals
-        if decided.unscored:
-            raise RunError(f"{output.uri}: scores have gone since they were looked at: call it again")
-        end = {
-            "decision_fp": prints.decision,
-            "decided_from": opened.decision,
-            "changes": changes,
-            "units": totals.units,
-            "complete": opened.complete and totals.units == len(every),
-            "funnel": stats.funnel(totals, list(profile.filters)),
-        }
-        output.write(DECISION, json.dumps(end, ensure_ascii=False, indent=1).encode(), durable=True)
-        output.sweep_temporary(lease.STALE_S)
-    changed = looked.changed if looked else decided.changed
+        try:
+            todo = every - _prepare(output, opened, profile, prints, every)
+            units = spread(replace(task, write=True), _slim(opened, todo), *places, name=_called)
+            with closing(units), closing(_compacting(units, output, held)) as ended:
+                decided = _sum(profile.name, ended, len(todo))
+            if decided.unscored:
+                raise RunError(f"{output.uri}: scores have gone since they were looked at: call it again")
+            totals = manifests.sum_up(output, prints.decision, folder=DECIDED).totals
+            _end(output, opened, prints, changes, totals, opened.complete and totals.units == len(every))
+            output.sweep_temporary(min(lease.STALE_S, time.time() - started))
+        except (RunError, manifests.ManifestError, StorageError) as error:  # work had begun
+            raise JobError(str(error)) from error
+    counted, changed = (looked.counted, looked.changed) if looked else (decided.counted, decided.changed)
     return replace(
         decided,
         base=base,
@@ -159,8 +171,24 @@ def rescore(
         folder=output.uri,
         changes=changes,
         changed=changed,
+        counted=counted,
         seconds=time.time() - started,
     )
+
+
+def _end(
+    output: Storage, opened: Opened, prints: Fingerprints, changes: list[str], totals: stats.Totals, complete: bool
+) -> None:
+    """Writes decision.json, the mark that a decision came to its end."""
+    end = {
+        "decision_fp": prints.decision,
+        "decided_from": opened.decision,
+        "changes": changes,
+        "units": totals.units,
+        "complete": complete,
+        "funnel": stats.funnel(totals, list(prints.thresholds)),
+    }
+    output.write(DECISION, json.dumps(end, ensure_ascii=False, indent=1).encode(), durable=True)
 
 
 def score_missing(profile: Profile, partial: bool, address: str | None, workers: int | None) -> list[str]:
@@ -168,6 +196,7 @@ def score_missing(profile: Profile, partial: bool, address: str | None, workers:
 
     Raises as `rescore` does.
     """
+    started = time.time()
     opened, prints = open_base(profile, partial)
     if not may_leave_unscored(opened, prints, profile):
         return []
@@ -177,15 +206,17 @@ def score_missing(profile: Profile, partial: bool, address: str | None, workers:
     lacking: dict[str, Unit] = {}
     samples = 0
 
-    def told() -> Iterator[Ended[dict[str, Any], Answer]]:
+    def told() -> Generator[Ended[dict[str, Any], Answer]]:
         nonlocal samples
-        for end in spread(task, _slim(opened), *places):
-            if end.value is not None and end.value[2]:
-                lacking[end.item["unit_id"]] = unit_of(end.item)
-                samples += end.value[2]
-            yield end
+        with closing(spread(task, _slim(opened), *places, name=_called)) as ended:
+            for end in ended:
+                if end.value is not None and end.value[2]:
+                    lacking[end.item["unit_id"]] = unit_of(end.item)
+                    samples += end.value[2]
+                yield end
 
-    looked = _sum(profile.name, told(), count)
+    with closing(told()) as ends:
+        looked = _sum(profile.name, ends, count)
     if looked.failed or not lacking:
         return looked.failed
     say(f"{profile.name}: {samples:,} samples of {len(lacking):,} units to score")
@@ -193,8 +224,12 @@ def score_missing(profile: Profile, partial: bool, address: str | None, workers:
         asked(f"filter {label!r}", rule.check)
     source, _ = resolve_inputs(profile.input.path, SUFFIXES[profile.input.format])
     plan = Plan(profile, prints, source, opened.output, list(lacking.values()))
-    with lease.hold(opened.output, say) as held, closing(work(plan, address, held, missing=task.order)) as outcomes:
-        return [f"unit {end.unit_id[:12]}: {end.error}" for end in outcomes if end.error is not None]
+    with lease.hold(opened.output, say) as held:
+        attempts.clear(opened.output)
+        with closing(work(plan, address, held, missing=task.order)) as outcomes:
+            failed = [f"unit {end.unit_id[:12]}: {end.error}" for end in outcomes if end.error is not None]
+        opened.output.sweep_temporary(min(DEAD_S, time.time() - started))
+    return failed
 
 
 def open_base(profile: Profile, partial: bool = False) -> tuple[Opened, Fingerprints]:
@@ -246,11 +281,16 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _slim(opened: Opened) -> Iterator[dict[str, Any]]:
-    """The run's unit manifests without their sums: 100,000 of them would be gigabytes."""
+def _slim(opened: Opened, unit_ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The run's unit manifests without their sums: 100,000 of them would be gigabytes. unit_ids: only these."""
     wanted = ("unit_id", "profile", "input", "files", "hits", "warnings")
-    for manifest in opened.units():
+    for manifest in opened.units(unit_ids):
         yield {name: manifest[name] for name in wanted}
+
+
+def _called(manifest: dict[str, Any]) -> str:
+    """What messages call a unit."""
+    return str(manifest["unit_id"][:12])
 
 
 def _scored_later(run: Storage) -> frozenset[str]:
@@ -261,11 +301,18 @@ def _prepare(output: Storage, opened: Opened, profile: Profile, prints: Fingerpr
     """Begins a decision's folder, or goes on with it; gives the units that are decided already."""
     output.delete(DECISION)
     done = manifests.committed(output, DECIDED)
-    gone = done.keys() - every
-    if gone:  # the run was made again since, of another input
-        manifests.forget(output, gone, DECIDED)
-        manifests.forget(output, gone)
+    stale = _stale(output, opened, done.keys())
+    if every - done.keys():
+        open_again(output)
+    if stale:
+        # First what `select` made of them, last what tells that they are stale: killed in between, it is done again.
+        if stale - every:
+            for name in (DATA_SET, LIST_NAME):
+                output.delete(name)
+        open_again(output)
+        manifests.forget(output, stale)
         remove_others(output, {unit_id[:12] for unit_id in every})
+        manifests.forget(output, stale, DECIDED)
     record = {
         **opened.record,
         "profile": profile.model_dump(mode="json"),
@@ -275,10 +322,25 @@ def _prepare(output: Storage, opened: Opened, profile: Profile, prints: Fingerpr
         "decided_from": opened.decision,
     }
     output.write("run.json", json.dumps(record, ensure_ascii=False, indent=1).encode(), durable=True)
-    return {unit_id for unit_id, decision in done.items() if decision == prints.decision} - gone
+    return {unit_id for unit_id, decision in done.items() if decision == prints.decision} - stale
 
 
-def _compacting(ended: Iterator[Ended[Any, Any]], output: Storage, held: lease.Lease) -> Iterator[Ended[Any, Any]]:
+def _stale(output: Storage, opened: Opened, done: Set[str]) -> set[str]:
+    """Units whose decision does not count: they left the run or were made again in it, or their ledger part is gone."""
+    if not done:
+        return set()
+    now = {manifest["unit_id"]: files_print(manifest["files"]) for manifest in opened.units()}
+    sizes = {entry.path: entry.size for entry in output.list("ledger")}
+    stale = set()
+    for manifest in manifests.read_all(output, folder=DECIDED):
+        unit_id, part = manifest["unit_id"], manifest["files"]["ledger"]
+        if now.get(unit_id) != files_print(manifest["run_files"]) or sizes.get(part["path"]) != part["bytes"]:
+            stale.add(unit_id)
+    return stale
+
+
+def _compacting(ended: Iterator[Ended[Any, Any]], output: Storage, held: lease.Lease) -> Generator[Ended[Any, Any]]:
+    manifests.compact(output, folder=DECIDED)  # first: a call that is killed in every wave would pile loose ones up
     for number, end in enumerate(ended, 1):
         if held.lost:
             raise JobError(held.lost)
@@ -304,4 +366,4 @@ def _sum(
             changed.update(of_unit)
             unscored += missing
             progress.unit(manifest["listed"], manifest["seen"], manifest["kept"], False)
-    return Decided(stats.Totals(), totals, None, [], changed, unscored, count, 0.0, failed)
+    return Decided(stats.Totals(), totals, None, [], changed, unscored, count, 0.0, count, failed)

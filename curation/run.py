@@ -65,8 +65,7 @@ def run(
         say(f"note: {note}")
     again = {_unit_called(plan, name) for name in redo}
     with lease.hold(output, say) as held:
-        manifests.forget(output, again)
-        _prepare(plan)
+        _prepare(plan, again)
         try:
             return _run(plan, address, held, max_failed_units, started)
         except (RunError, manifests.ManifestError, StorageError) as error:  # no mistake in the call: work had begun
@@ -77,10 +76,12 @@ def _unit_called(plan: Plan, name: str) -> str:
     """The unit whose id begins with `name`. Raises `RunError` where that is none, or several."""
     found = [unit.unit_id for unit in plan.units if unit.unit_id.startswith(name)]
     if len(found) != 1 or len(name) < 6:
+        many = f"{_count(len(found), 'unit')} of {plan.profile.name} {'begins' if len(found) == 1 else 'begin'} so"
         raise RunError(
-            f"--redo {name}: {len(found)} units of {plan.profile.name} are called that: give the first 12 digits, as "
-            "the names of its files in ledger/ have them"
+            f"--redo {name}: {many}: give the first 12 digits of one, as the names of its files in ledger/ have them"
         )
+    if found[0] in {unit.unit_id for unit in plan.units[plan.first or len(plan.units) :]}:
+        raise RunError(f"--redo {name}: that unit lies beyond --limit, and would be left out: leave --limit out")
     return found[0]
 
 
@@ -126,15 +127,18 @@ def open_again(output: Storage) -> None:
         write_manifest(output, before.model_copy(update={"complete": False}))
 
 
-def _prepare(plan: Plan) -> None:
+def _prepare(plan: Plan, again: set[str]) -> None:
     """Brings the folder into the state that a run begins from; killed in the middle, the next run does it again.
 
-    What no longer belongs to the input goes in the order: the data set's manifest, unit manifests, files. Only then is
-    the new input written into run.json, so that a run that comes after a kill, with or without --replace, sees what is
-    left to do.
+    again: units that are made again although they are committed. What no longer belongs to the input goes in the order:
+    the data set's manifest, unit manifests, files. Only then is the new input written into run.json, so that a run that
+    comes after a kill, with or without --replace, sees what is left to do.
     """
     output = plan.output
     own(output, plan.prints)  # again: another run may have begun and ended before this one got the lease
+    if again:
+        open_again(output)
+        manifests.forget(output, again)
     committed = manifests.committed(output)  # also what another run committed while this one waited for the lease
     if plan.gone or plan.other_input:
         if committed.keys() - {unit.unit_id for unit in plan.units} != plan.gone:
@@ -242,14 +246,19 @@ def finish(plan: Plan, failed: Sequence[Outcome]) -> stats.Totals:
 
 
 def write_dataset(
-    profile: Profile, prints: Fingerprints, output: Storage, units: Sequence[str], summary: manifests.Summary
+    profile: Profile,
+    prints: Fingerprints,
+    output: Storage,
+    units: Sequence[str],
+    summary: manifests.Summary,
+    whole: bool = True,
 ) -> None:
-    """Writes manifest.json and shards.txt. units: ids of all units of the input, in its order."""
+    """Writes manifest.json and shards.txt. units: ids of the input's units, in its order; whole: of all of them."""
     dataset = DatasetManifest(
         name=profile.name,
         shards=[shard for unit in units if (shard := summary.shards.get(unit))],
         fingerprints={"score": prints.score, "decision": prints.decision},
         funnel=stats.funnel(summary.totals, list(profile.filters)),
-        complete=summary.shards.keys() == set(units),
+        complete=whole and summary.shards.keys() == set(units),
     )
     write_manifest(output, dataset)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,16 @@ from curation import lease, ledger, manifests, stats
 from curation.cluster import JobError
 from curation.commit import fit_for_review, record_failure, unit_manifest, write_samples
 from curation.missing import raw_images
-from curation.opened import DECIDED, DECISIONS, Opened, must_be_whole, open_run, read_ledger, unit_of
+from curation.opened import (
+    DECIDED,
+    DECISIONS,
+    Opened,
+    must_be_up_to_date,
+    must_be_whole,
+    open_run,
+    read_ledger,
+    unit_of,
+)
 from curation.plan import RunError
 from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
@@ -32,6 +42,7 @@ from curation.run import WAVE, open_again, write_dataset
 from curation.tasks import spread, usual_workers
 from curation.unit import Image, thumbnail
 from curation.units import SUFFIXES, Unit
+from shards.index import SUFFIX
 from shards.inputs import resolve_inputs
 from shards.storage import NotFound, Storage, StorageError, Unavailable
 from shards.tar import group, scan
@@ -180,6 +191,10 @@ def select(
         input_uri = run.record["input"]["uri"]
     task = Selector(profile, prints, run.output.uri, output.uri, input_uri)
     with lease.hold(output, say) as held:
+        decided = open_run(output.uri)  # again: a `rescore` may have been at work before this one got the lease
+        if not partial:
+            must_be_whole(decided)
+        must_be_up_to_date(run, decided, partial)
         try:
             return _select(task, decided, held, address, workers, started)
         except (RunError, manifests.ManifestError, StorageError) as error:  # work had begun
@@ -190,16 +205,25 @@ def _select(
     task: Selector, decided: Opened, held: lease.Lease, address: str | None, workers: int | None, started: float
 ) -> Selected:
     output, profile, prints = decided.output, task.profile, task.prints
-    every = manifests.committed(output, DECIDED).keys()
+    every = set(manifests.committed(output, DECIDED))
     standing = manifests.committed(output)
-    manifests.forget(output, standing.keys() - every)
     done = {unit_id for unit_id in every if standing.get(unit_id) == prints.decision}
+    done -= _lost(output, prints.decision, done)
     if len(done) < len(every):
         open_again(output)
-    todo = (manifest for manifest in decided.units() if manifest["unit_id"] not in done)
+    manifests.forget(output, standing.keys() - done)
+    todo = decided.units(every - done)
     failed: list[str] = []
-    with Progress(len(every) - len(done), f"{profile.name}: select") as progress:
-        ended = spread(task, todo, address, workers or usual_workers(len(every) - len(done)), memory=TASK_BYTES)
+    manifests.compact(output)  # first: a call that is killed in every wave would pile loose ones up
+    ends = spread(
+        task,
+        todo,
+        address,
+        workers or usual_workers(len(every) - len(done)),
+        memory=TASK_BYTES,
+        name=lambda manifest: str(manifest["unit_id"][:12]),
+    )
+    with closing(ends) as ended, Progress(len(every) - len(done), f"{profile.name}: select") as progress:
         for number, end in enumerate(ended, 1):
             if held.lost:
                 raise JobError(held.lost)
@@ -213,11 +237,23 @@ def _select(
             if number % WAVE == 0:
                 manifests.compact(output)
     manifests.compact(output)
-    summary = manifests.sum_up(output, prints.decision, set(every))
+    summary = manifests.sum_up(output, prints.decision, every)
     order = sorted((m["input"]["path"], m["input"]["range"][0] or 0, m["unit_id"]) for m in decided.units())
-    write_dataset(profile, prints, output, [unit_id for _, _, unit_id in order], summary)
-    output.sweep_temporary(lease.STALE_S)
+    write_dataset(profile, prints, output, [unit_id for _, _, unit_id in order], summary, decided.complete)
+    output.sweep_temporary(min(lease.STALE_S, time.time() - started))
     return Selected(summary.totals, output.uri, len(every) - len(done), failed, time.time() - started)
+
+
+def _lost(output: Storage, decision: str, done: Set[str]) -> set[str]:
+    """Units that are selected and whose files do not stand as their manifests say: they are selected again."""
+    shards = manifests.sum_up(output, decision, set(done)).shards
+    sizes = {entry.path: entry.size for folder in ("shards", "samples") for entry in output.list(folder)}
+    return {
+        unit_id
+        for unit_id, shard in shards.items()
+        if f"samples/{unit_id[:12]}.parquet" not in sizes
+        or (shard is not None and (sizes.get(shard.url) != shard.bytes or f"{shard.url}{SUFFIX}" not in sizes))
+    }
 
 
 def open_decision(run: Opened, profile: Profile, decision: str | None = None) -> Opened:

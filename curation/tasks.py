@@ -7,13 +7,14 @@ machine that dies ends the work, since nobody can say which item it was at. A cl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
 from curation.cluster import JobError, cluster
+from curation.termination import Terminated
 from curation.unit import in_words
 from shards.pool import PoolError, worked
 
@@ -22,6 +23,8 @@ Value = TypeVar("Value")
 
 # Tries of an item whose worker died, on a cluster.
 MAX_ATTEMPTS = 3
+# What ends a process on purpose. All else is the item's failure: Rust's panics, for one, are no `Exception`.
+_LEAVE = (SystemExit, KeyboardInterrupt, GeneratorExit, Terminated)
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,19 @@ def spread(
     *,
     cpus: float = 1.0,
     memory: int | None = None,
-) -> Iterator[Ended[Item, Value]]:
+    name: Callable[[Item], str] = str,
+) -> Generator[Ended[Item, Value]]:
     """Yields every item's end, in the order in which they end. Function and items must be picklable.
 
     address: a Ray cluster; without it (and without RAY_ADDRESS) `workers` processes of this machine; one worker is
-    this process. cpus, memory (bytes): what a task asks of the cluster. Raises `JobError` where the work cannot go on.
+    this process. cpus, memory (bytes): what a task asks of the cluster. name: what messages call an item. Whoever stops
+    early closes it, so that nobody works on. Raises `JobError` where the work cannot go on.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     guarded = partial(_guarded, function)
     if not address:
         try:
-            yield from worked(guarded, items, workers)
+            yield from worked(guarded, items, workers, name)
         except PoolError as error:
             raise JobError(f"{error} (what is done stays: the same command goes on)") from error
         return
@@ -67,7 +72,9 @@ def usual_workers(items: int, items_a_worker: int = 1) -> int:
 def _guarded(function: Callable[[Item], Value], item: Item) -> Ended[Item, Value]:
     try:
         return Ended(item, value=function(item))
-    except Exception as error:  # noqa: BLE001  the item fails with its reason, the others go on
+    except _LEAVE:
+        raise
+    except BaseException as error:  # noqa: BLE001  the item fails with its reason, the others go on
         return Ended(item, error=in_words(error))
 
 
@@ -92,6 +99,8 @@ def _on_ray(
             item = running.pop(reference)
             try:
                 yield ray.get(reference)
+            except ray.exceptions.WorkerCrashedError:
+                yield Ended(item, error=f"its worker died {MAX_ATTEMPTS} times; see Ray's logs")
             except ray.exceptions.RayError as error:
                 yield Ended(item, error=in_words(error))
 

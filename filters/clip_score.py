@@ -7,22 +7,41 @@ one data set and one model. Loading is in `clip_model.py`, the forward pass in `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from filters import clip_model
 from filters.base import Filter, Need, Scorer
 from filters.column import Missing, check_range, source_numbers, within
 
 _MODEL = "ViT-B-32"
+# With the planes of rare characters, which RE2 may not know as Han yet.
+_HAN = r"[\p{Han}\x{20000}-\x{33FFF}]"
+
+
+class Minimums(BaseModel):
+    """A threshold for each language of the captions: one model's cosines may run higher in one of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    en: float
+    zh: float
+
+    def __str__(self) -> str:
+        return f"en {self.en}, zh {self.zh}"
 
 
 class ClipScore(Filter):
     """Keeps pairs with `min` <= cosine <= `max`.
+
+    min: one number, or one for each language (`{en: 0.30, zh: 0.26}`): a caption with a Han character is `zh`, any
+    other `en`.
 
     model: a name of open_clip (`ViT-B-32`), the path of a model config (`*.json`), `hf-hub:<owner>/<name>` or
     `local-dir:<folder>`. pretrained: a tag of open_clip or the path of a weights file; it has a default for the default
@@ -33,21 +52,39 @@ class ClipScore(Filter):
 
     name: ClassVar[str] = "clip_score"
     # Raise it when decoding, orientation, transparency or rounding change: scores do then.
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     thresholds: ClassVar[frozenset[str]] = frozenset({"min", "max", "missing"})
     bins: ClassVar[Mapping[str, tuple[float, float]]] = {"cosine": (-0.5, 1.0)}
 
     model: str = Field(default=_MODEL, min_length=1)
     pretrained: str = Field(default="laion2b_s34b_b79k", min_length=1)
-    min: float = Field(ge=-1.0, le=1.0)
+    min: float | Minimums
     max: float | None = Field(default=None, ge=-1.0, le=1.0)
     column: str | None = Field(default=None, min_length=1)
     missing: Missing = "drop"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
+    @field_validator("min", mode="before")
+    @classmethod
+    def _a_number_or_two(cls, value: Any) -> Any:
+        """Said here in one line: of a union pydantic tells what is wrong with each of its members."""
+        if isinstance(value, Mapping):
+            odd = sorted(map(str, value.keys() ^ {"en", "zh"}))
+            if odd:
+                raise ValueError(f"needs a number for `en` and one for `zh`, and nothing else: see {', '.join(odd)}")
+            wrong = [key for key, number in value.items() if not _is_cosine(number)]
+            if wrong:
+                raise ValueError(f"`{wrong[0]}` must be a number from -1 to 1, not {value[wrong[0]]!r}")
+        elif isinstance(value, bool | str | bytes):
+            raise PydanticKnownError("float_type")
+        elif not isinstance(value, Minimums) and not _is_cosine(value):
+            raise ValueError(f"must be a number from -1 to 1, or {{en: ..., zh: ...}}, not {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_range(self.min, self.max)
+        for low in self.minimums.values():
+            check_range(low, self.max)
         given = self.model_fields_set & {"model", "pretrained", "precision"}
         if self.column is not None and given:
             raise ValueError(f"`column` takes the place of a model: leave out {' and '.join(sorted(given))}")
@@ -62,14 +99,27 @@ class ClipScore(Filter):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({"caption", "pixels"} if self.column is None else {"columns"})
+        return frozenset({"caption", "pixels"} if self.column is None else {"caption", "columns"})
+
+    @property
+    def minimums(self) -> dict[str, float]:
+        """The threshold of each language; of all of them under `""` where there is but one."""
+        return {"en": self.min.en, "zh": self.min.zh} if isinstance(self.min, Minimums) else {"": self.min}
 
     @property
     def scores(self) -> dict[str, pa.DataType]:
-        """`cosine` (rounded to 1e-4, or as shipped), `truncated` (the model did not read the whole caption)."""
+        """`cosine` (rounded to 1e-4, or as shipped), `truncated` (the model did not read the whole caption).
+
+        `language` is there whether or not `min` asks for it: going from one number to two takes no new pass of CLIP.
+        """
         if self.column is not None:
-            return {"cosine": pa.float32()}
-        return {"cosine": pa.float32(), "truncated": pa.bool_(), "cosine_error": pa.string()}
+            return {"cosine": pa.float32(), "language": pa.string()}
+        return {
+            "cosine": pa.float32(),
+            "truncated": pa.bool_(),
+            "cosine_error": pa.string(),
+            "language": pa.string(),
+        }
 
     def columns_needed(self) -> tuple[str, ...]:
         return () if self.column is None else (self.column,)
@@ -98,8 +148,25 @@ class ClipScore(Filter):
         """The shipped scores. With a model it is loaded for this one call: use what `setup` returns instead."""
         if self.column is None:
             return self.setup().score(samples)
-        return {"cosine": pc.cast(source_numbers(samples, self.column), pa.float32())}
+        cosines = pc.cast(source_numbers(samples, self.column), pa.float32())
+        return {"cosine": cosines, "language": languages_of(samples["caption"].combine_chunks())}
 
     def keep(self, scores: pa.Table) -> pa.BooleanArray:
-        kept = within(scores["cosine"].combine_chunks(), self.min, self.max)
+        cosines = scores["cosine"].combine_chunks()
+        if isinstance(self.min, Minimums):
+            chinese = pc.fill_null(pc.equal(scores["language"].combine_chunks(), "zh"), False)
+            kept = pc.if_else(chinese, within(cosines, self.min.zh, self.max), within(cosines, self.min.en, self.max))
+        else:
+            kept = within(cosines, self.min, self.max)
         return kept if self.column is None else pc.fill_null(kept, self.missing == "keep")
+
+
+def languages_of(captions: pa.Array) -> pa.StringArray:
+    """`zh` for a caption with a Han character, `en` for any other, null for none."""
+    chinese = pc.match_substring_regex(captions, _HAN)
+    return pc.if_else(chinese, pa.scalar("zh", pa.string()), pa.scalar("en", pa.string()))
+
+
+def _is_cosine(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and -1 <= value <= 1

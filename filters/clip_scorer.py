@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from filters.clip_model import LoadedModel
+from filters.clip_score import languages_of
 from filters.header import byte_view
 from filters.pixels import Undecodable, read_rgb
 
@@ -49,7 +50,7 @@ class ClipScorer:
         self._captions = CaptionReader(loaded.tokenizer)
 
     def score(self, samples: pa.Table) -> Mapping[str, pa.Array]:
-        """`cosine`, `truncated`, `cosine_error` for every row; null where caption or image is null.
+        """`cosine`, `truncated`, `cosine_error` for every row; null where caption or image is null. And `language`.
 
         Images are decoded by as many threads as torch has, one batch ahead of the forward pass.
         """
@@ -82,6 +83,7 @@ class ClipScorer:
             "cosine": pa.array(cosines, pa.float32()),
             "truncated": pa.array(truncated, pa.bool_()),
             "cosine_error": pa.array(errors, pa.string()),
+            "language": languages_of(captions.combine_chunks()),
         }
 
     def _pixels(self, image: pa.Buffer) -> torch.Tensor | str:

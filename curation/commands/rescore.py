@@ -54,7 +54,8 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
         )
     _show(profile, decided)
     if decided.failed:
-        return _tell_failed(decided.failed, "could not be decided, the others are")
+        written = "" if decided.folder is None else ", the others are"
+        return _tell_failed(decided.failed, f"could not be decided{written}")
     if decided.unscored:
         complain(
             f"{decided.unscored:,} samples pass the filters before CLIP now and have no score of it: "
@@ -77,11 +78,12 @@ def _show(profile: Profile, decided: Decided) -> None:
         show(
             f"the run kept {before.kept:,} ({before.retention:.1%}): {now.kept - before.kept:+,}, {points:+.1f} points"
         )
+    if 0 < decided.counted < decided.totals.units:
+        show(f"of the {decided.counted:,} units that this call decided:")
     for change, number in decided.changed.most_common():
         show(f"  {change:<40}{number:>12,}")
-    if decided.worked:
-        rows = decided.totals.listed
-        show(f"{rows:,} ledger rows in {decided.seconds:.1f} s")
+    if decided.worked == decided.totals.units:
+        show(f"{decided.totals.listed:,} ledger rows in {decided.seconds:.1f} s")
 
 
 def _tell_failed(failed: list[str], what: str) -> int:

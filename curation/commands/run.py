@@ -79,6 +79,8 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
         show(
             f"... and {len(result.totals.warnings) - 5:,} more warnings: python -m curation stats {profile.name} --json"
         )
+    if result.drift:
+        show(f"warning: {result.drift}")
     show(f"shards: {folder}/shards, ledger: {folder}/ledger, data set: {folder}/manifest.json")
     if result.failed:
         for outcome in result.failed[:5]:

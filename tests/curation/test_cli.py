@@ -25,7 +25,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return errors[0]
 
 
-@pytest.mark.parametrize("command", [(), ("validate",), ("plan",), ("run",), ("stats",)])
+@pytest.mark.parametrize("command", [(), ("validate",), ("plan",), ("run",), ("stats",), ("calibrate",)])
 def test_help_has_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0

@@ -29,6 +29,7 @@ def scores(rows: list[tuple[int | None, float | None, float | None, str | None]]
             "clip_cosine": pa.array(cosine, pa.float32()),
             "clip_truncated": pa.nulls(len(rows), pa.bool_()),
             "clip_cosine_error": pa.array(error, pa.string()),
+            "clip_language": pa.nulls(len(rows), pa.string()),
         }
     )
 

@@ -266,3 +266,11 @@ def test_columns_that_no_sample_has_are_a_warning(tmp_path: Path) -> None:
     ]
     write_tar(tmp_path / "quiet/in/a.tar", flat(good_pairs(2)))
     assert run_plainly(profile(tmp_path / "quiet", columns={"caption": "txt", "url": "url"}))[0]["warnings"] == []
+
+
+def test_a_unit_of_which_nothing_reaches_the_pixels(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in/a.tar", pair("x", "no", image()))
+    write_tar(tmp_path / "in/b.tar", [])
+    checked = profile(tmp_path, filters={**CHEAP, "where": {"filter": "tests.curation.plugins:PixelsWhere"}})
+    assert [manifest["listed"] for manifest in run_plainly(checked)] == [1, 0]
+    assert [(row["reason"], row["where_process"]) for row in ledger_of(tmp_path)] == [("text_length", None)]

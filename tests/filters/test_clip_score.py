@@ -7,12 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from filters.base import RuleError, load_filter
-from filters.clip_score import ClipScore
+from filters.clip_score import ClipScore, languages_of
 from tests.filters.conftest import TinyClip, encoded, picture
 
 
-def kept(rule: ClipScore, cosines: list[float | None]) -> list[bool | None]:
-    return rule.keep(pa.table({"cosine": pa.array(cosines, pa.float32())})).to_pylist()
+def kept(rule: ClipScore, cosines: list[float | None], languages: list[str | None] | None = None) -> list[bool | None]:
+    told = pa.array(languages or ["en"] * len(cosines), pa.string())
+    return rule.keep(pa.table({"cosine": pa.array(cosines, pa.float32()), "language": told})).to_pylist()
 
 
 def test_thresholds_are_inclusive_and_null_stays_null() -> None:
@@ -24,19 +25,58 @@ def test_thresholds_are_inclusive_and_null_stays_null() -> None:
 
 def test_a_shipped_score_takes_the_place_of_the_model() -> None:
     rule = ClipScore(min=0.3, column="similarity")
-    assert rule.needs == {"columns"}
+    assert rule.needs == {"caption", "columns"}
     assert rule.columns_needed() == ("similarity",)
     assert rule.setup() is rule
     rule.check()
-    samples = pa.table({"source.similarity": ["0.31", "0.3", "0.29", "", None]})
+    captions = pa.array(["a dog", "狗", None, "a", "a"], pa.large_string())
+    samples = pa.table({"caption": captions, "source.similarity": ["0.31", "0.3", "0.29", "", None]})
     scores = rule.score(samples)
     assert {name: array.type for name, array in scores.items()} == rule.scores
+    assert scores["language"].to_pylist() == ["en", "zh", None, "en", "en"]
     assert rule.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, False, False]
     keeping = ClipScore(min=0.3, column="similarity", missing="keep")
     assert keeping.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, True, True]
-    assert keeping.fingerprint() == {"name": "clip_score", "version": "2", "column": "similarity"}
+    assert keeping.fingerprint() == {"name": "clip_score", "version": "3", "column": "similarity"}
     with pytest.raises(RuleError, match="no column 'similarity'; it has: sim"):
-        rule.score(pa.table({"source.sim": [0.1]}))
+        rule.score(pa.table({"caption": captions[:1], "source.sim": [0.1]}))
+
+
+def test_a_threshold_for_each_language() -> None:
+    rule = ClipScore(min={"en": 0.3, "zh": 0.26})
+    cosines = [0.3, 0.2999, 0.26, 0.2599, 0.28, None, None, 0.28]
+    languages = ["en", "en", "zh", "zh", "zh", "zh", None, None]
+    assert kept(rule, cosines, languages) == [True, False, True, False, True, None, None, False]
+    assert kept(rule, [], []) == []
+    assert kept(ClipScore(min={"en": 0.2, "zh": 0.1}, max=0.27), cosines, languages)[2:5] == [True, True, False]
+    keeping = ClipScore(min={"en": 0.3, "zh": 0.26}, column="similarity", missing="keep")
+    assert kept(keeping, cosines, languages)[-3:] == [True, True, False]
+    # Thresholds alone: no score changes from one number to two, and what is told of it is plain.
+    assert rule.scores == ClipScore(min=0.3).scores
+    assert rule.thresholds == {"min", "max", "missing"}
+    assert rule.model_dump(mode="json", include={"min"}) == {"min": {"en": 0.3, "zh": 0.26}}
+    assert f"{rule.min}" == "en 0.3, zh 0.26"
+    assert rule.model_copy() == rule == ClipScore.model_validate(rule.model_dump(exclude_unset=True))
+
+
+@pytest.mark.parametrize(
+    ("caption", "language"),
+    [
+        ("a red circle", "en"),
+        ("", "en"),
+        ("Ελληνικά, кириллица", "en"),
+        ("カメラ", "en"),
+        ("iPhone 手机壳", "zh"),
+        ("𠮷", "zh"),
+        ("\U00031350", "zh"),
+        ("，。「」", "en"),
+        ("〇", "zh"),
+        (None, None),
+    ],
+)
+def test_the_language_of_a_caption(caption: str | None, language: str | None) -> None:
+    assert languages_of(pa.array([caption], pa.large_string())).to_pylist() == [language]
+    assert languages_of(pa.array([caption], pa.string())).to_pylist() == [language]
 
 
 def test_scores_and_fingerprint_of_a_model(tiny_clip: TinyClip) -> None:
@@ -76,7 +116,15 @@ def test_bf16_stays_close(tiny_clip: TinyClip) -> None:
     ("fields", "message"),
     [
         ({}, "min"),
-        ({"min": 1.5}, "less than or equal to 1"),
+        ({"min": 1.5}, "must be a number from -1 to 1"),
+        ({"min": True}, "valid number"),
+        ({"min": "0.3"}, "valid number"),
+        ({"min": [0.3, 0.2]}, "must be a number from -1 to 1, or {en: ..., zh: ...}"),
+        ({"min": {"en": 0.3}}, "needs a number for `en` and one for `zh`.*see zh"),
+        ({"min": {"en": 0.3, "zh": 0.2, "fr": 0.1}}, "see fr"),
+        ({"min": {"en": 0.3, "zh": 7}}, "`zh` must be a number from -1 to 1, not 7"),
+        ({"min": {"en": 0.3, "zh": None}}, "`zh` must be a number"),
+        ({"min": {"en": 0.3, "zh": 0.6}, "max": 0.5}, "nothing could pass"),
         ({"min": float("nan")}, "min"),
         ({"min": 0.5, "max": 0.2}, "nothing could pass"),
         ({"min": 0.3, "column": "similarity", "model": "ViT-B-32"}, "leave out model"),

@@ -94,6 +94,7 @@ def test_every_kind_of_image_and_every_kind_of_trouble(scorer: ClipScorer) -> No
     assert cosine["grey 16"] == cosine["grey 8"]
     assert "too many" in error["bomb"]
     assert "too narrow" in error["thread"]
+    assert scores["language"].to_pylist() == ["en"] * (len(names) + 1) + [None]
     # A null image or caption was not scored: no score, and no error either.
     assert scores["cosine"].to_pylist()[-2:] == scores["cosine_error"].to_pylist()[-2:] == [None, None]
     # The others score as they do alone.

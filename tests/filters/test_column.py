@@ -105,7 +105,8 @@ def test_a_column_that_is_null_throughout_has_no_type() -> None:
         assert scores["value"].to_pylist() == [None] * 3
         assert decide(Column(column="punsafe", min=0), samples) == [False] * 3
         assert decide(Column(column="punsafe", min=0, missing="keep"), samples) == [True] * 3
-        shipped_score = ClipScore(min=0.3, column="punsafe").score(samples)["cosine"]
+        captioned = samples.append_column("caption", pa.array(["a"] * 3, pa.large_string()))
+        shipped_score = ClipScore(min=0.3, column="punsafe").score(captioned)["cosine"]
         assert shipped_score.type == pa.float32()
         assert shipped_score.null_count == 3
 
