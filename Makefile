@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all lint format bench-language bench-real-data bench-rates clean
+.PHONY: help demo test test-all lint format clean \
+  bench-language bench-real-data bench-rates bench-rescore bench-calibrate bench-pack
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -51,6 +52,15 @@ bench-real-data: $(STAMP)-test  ## the funnels of docs/real-data.md
 
 bench-rates: $(STAMP)-test  ## measures curation/rates.yaml, which `plan --pairs` reckons with
 	@$(BIN)/python -m benchmarks.rates --write
+
+bench-rescore: $(STAMP)-test demo  ## ledger rows a minute (docs/deciding-again.md)
+	@$(BIN)/python -m benchmarks.rescore --rows 5e6
+
+bench-calibrate: $(STAMP)-test  ## the table of docs/calibration.md
+	@$(BIN)/python -m benchmarks.calibrate --rounds 200
+
+bench-pack: $(STAMP)-test  ## the ratios of docs/packing.md
+	@$(BIN)/python -m benchmarks.pack
 
 clean:  ## removes what the commands made, but not the environment
 	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The command line for data sets: `python -m shards check DIR`."""
+"""The command line for data sets: `python -m shards check DIR`, `python -m shards pack MANIFEST... --out DIR`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shards import pack_command
+
 if TYPE_CHECKING:
     from shards.check_work import Report
-
-# Without a terminal: a line of progress at most this often, seconds.
-LINE_EVERY = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,13 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # Imported here: `--help` must answer at once.
     from shards.check_work import CheckError
+    from shards.manifest import ManifestError
+    from shards.pack_plan import PackError
+    from shards.pool import PoolError
     from shards.storage import StorageError
 
     try:
-        status = _check(options)
+        status = _pack(options) if options.command == "pack" else _check(options)
         sys.stdout.flush()
         return status
-    except (CheckError, StorageError) as error:
+    except (CheckError, ManifestError, PackError, PoolError, StorageError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except BrokenPipeError:  # `... | head` has read enough
@@ -68,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         "--fast", action="store_true", help="names, sizes and counts only: reads manifests, nothing else"
     )
     check.add_argument("--json", action="store_true", help="the report as one JSON object")
+    pack = commands.add_parser(
+        "pack",
+        help="makes few equal shards, globally shuffled, of many small ones",
+        description=f"{pack_command.TEXT} Exit status: 0 packed, 2 not.",
+        epilog="example: python -m shards pack runs/laion_en runs/coyo/manifest.json --size 1GB --seed 0 --out packed",
+    )
+    pack_command.add_arguments(pack)
+    pack.add_argument("--workers", type=_positive, metavar="N", help="processes; default: what CPUs and memory allow")
     return parser
 
 
@@ -81,10 +91,11 @@ def _check(options: argparse.Namespace) -> int:
     import json
 
     from shards.check import check
+    from shards.progress import Progress
     from shards.storage import Storage
 
     started = time.monotonic()
-    with _Progress() as progress:
+    with Progress("check") as progress:
         storage = Storage.open(options.folder)
         storage.must_answer()
         report = check(storage, options.workers, options.fast, progress.told)
@@ -109,6 +120,25 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
+def _pack(options: argparse.Namespace) -> int:
+    from shards.pack import local_workers, pack
+    from shards.pack_plan import make_plan
+    from shards.pack_work import perform
+    from shards.pool import Pool
+    from shards.progress import Progress
+    from shards.storage import Storage
+
+    started = time.monotonic()
+    plan = make_plan(options.manifests, options.size, options.seed, options.incomplete)
+    out = Storage.open(options.out)
+    workers = options.workers or local_workers(plan)
+    with Progress("pack") as progress, Pool(workers) as pool:
+        packed = pack(plan, out, lambda tasks: pool.worked(perform, tasks), progress.told)
+    for line in pack_command.summary(packed, out.uri, time.monotonic() - started):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
 def _line(label: str, path: str, what: str) -> str:
     """One line, whatever a file's name or an error's text holds."""
     text = " ".join(f"{label}{path}: {what}".split())
@@ -125,33 +155,6 @@ def _summary(report: Report, fast: bool, seconds: float) -> str:
     count = len(report.faults)
     result = "no faults" if not count else "1 fault" if count == 1 else f"{count:,} faults"
     return f"{report.where}: {', '.join(parts)}, {size}, {seconds:.1f} s: {result}\n"
-
-
-class _Progress:
-    """A bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self) -> None:
-        self._bar: object | None = None
-        self._last = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()  # type: ignore[attr-defined]
-
-    def told(self, done: int, of: int) -> None:
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            if self._bar is None:
-                self._bar = tqdm(total=of, desc="check", dynamic_ncols=True)
-            self._bar.update(done - self._bar.n)  # type: ignore[attr-defined]
-        elif time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            sys.stderr.write(f"check: {done:,}/{of:,}\n")
-            sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ opens it as it is, and a data set can be moved as a folder: shards are named rel
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -113,3 +114,15 @@ def read_manifest(storage: Storage, name: str = NAME) -> DatasetManifest:
             f"{manifest.bytes}: it was changed by hand or half-way; write it again"
         )
     return manifest
+
+
+def place(storage: Storage, url: str) -> tuple[str, str]:
+    """Where a shard lies: a folder ("" is the manifest's) and a path below it."""
+    if "://" not in url and not url.startswith("/"):
+        path = posixpath.normpath(url)
+        if not path.startswith(".."):
+            return "", path
+        scheme, separator, rest = storage.uri.rpartition("://")
+        url = scheme + separator + posixpath.normpath(posixpath.join(rest, url))
+    folder, _, name = url.rpartition("/")
+    return folder or "/", name

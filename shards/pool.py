@@ -14,7 +14,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -31,36 +32,72 @@ class PoolError(Exception):
 def worked(
     function: Callable[[Task], Done], tasks: Iterable[Task], workers: int, name: Callable[[Task], str] = str
 ) -> Generator[Done]:
-    """Yields `function(task)` of every task as it ends; one worker: in this process, in order.
+    """What `Pool.worked` gives, of a pool for these tasks alone."""
+    with Pool(workers) as pool:
+        yield from pool.worked(function, tasks, name)
 
-    Tasks are taken from their iterable as they are needed; function, tasks and results must be picklable. What a
-    function raises is raised here. Whoever stops early, or is interrupted, leaves no process behind: those at work are
-    ended at once. Raises `PoolError` where one died by itself; `name` is what it calls a task.
-    """
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    waiting = iter(tasks)
-    running: dict[Future[Done], str] = {}
-    # Object stores' clients do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
-        while True:
-            for task in islice(waiting, _AHEAD * workers - len(running)):
-                running[pool.submit(function, task)] = name(task)
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield future.result()
-                del running[future]
-    except BrokenProcessPool as error:
-        names = ", ".join(list(running.values())[:_NAMED])
-        raise PoolError(
-            f"a process died while it worked on one of {names}: out of memory, or a disk that cannot be read? "
-            "Try --workers 1"
-        ) from error
-    finally:
-        if running:
+
+class Pool:
+    """Processes that are started when they are first needed, and gone at the end; one worker is this process itself."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._processes: ProcessPoolExecutor | None = None
+        self._running: dict[Future[Any], str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def worked(
+        self, function: Callable[[Task], Done], tasks: Iterable[Task], name: Callable[[Task], str] = str
+    ) -> Generator[Done]:
+        """Yields `function(task)` of every task as it ends; one worker: in order.
+
+        Tasks are taken from their iterable as they are needed; function, tasks and results must be picklable. What a
+        function raises is raised here. Whoever stops early, or is interrupted, ends those at work at once. Raises
+        `PoolError` where a process died by itself; `name` is what it calls a task.
+        """
+        if self._workers == 1:
+            yield from map(function, tasks)
+            return
+        waiting, running = iter(tasks), self._running
+        try:
+            while True:
+                for task in islice(waiting, _AHEAD * self._workers - len(running)):
+                    running[self._start().submit(function, task)] = name(task)
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield future.result()
+                    del running[future]
+        except BrokenProcessPool as error:
+            names = ", ".join(list(running.values())[:_NAMED])
+            raise PoolError(
+                f"a process died while it worked on one of {names}: out of memory, or a disk that cannot be read? "
+                "Try --workers 1"
+            ) from error
+        finally:
+            if running:
+                self._end()
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._processes is None:
+            # Object stores' clients do not survive a fork.
+            spawn = multiprocessing.get_context("spawn")
+            self._processes = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_begin)
+        return self._processes
+
+    def _end(self) -> None:
+        pool, self._processes = self._processes, None
+        if pool is None:
+            return
+        if self._running:
+            self._running.clear()
             # Before the pool is shut: that forgets who they are.
             for process in list((pool._processes or {}).values()):
                 process.terminate()

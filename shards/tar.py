@@ -18,6 +18,8 @@ BLOCK = 512
 # What the file starts with, for archives that somebody compressed.
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ZEROS = bytes(BLOCK)
+# What an archive ends with.
+END = bytes(2 * BLOCK)
 # Types without payload whatever their size field says: links, devices, folders, pipes.
 _NO_PAYLOAD = frozenset(b"123456")
 _REGULAR = frozenset(b"0\x007")
@@ -237,32 +239,41 @@ def build_shard(samples: Iterable[tuple[str, Sequence[tuple[str, bytes | memoryv
         if key in keys:
             raise ValueError(f"key {key!r} comes twice: keys are unique")
         keys.add(key)
-        if len({extension for extension, _ in parts}) < max(len(parts), 1):
-            raise ValueError(f"sample {key!r}: at least one part, and no extension twice")
         offsets.append(position)
-        for extension, payload in parts:
-            name = f"{key}.{extension}"
-            if split_name(name) != (key, extension) or name[0] == "/" or key[-1] == "/" or _UNWRITABLE.search(name):
-                raise ValueError(
-                    f"key {key!r} with extension {extension!r}: a key has no dot, no leading or trailing / and is not "
-                    "__like__ this, an extension is in lower case, neither has control characters"
-                )
-            view = memoryview(payload).cast("B")
-            header = _header(name, len(view))
-            padding = _ZEROS[: -len(view) % BLOCK]
-            loose.append(header)
-            if len(view) < _COPY_BELOW:
-                loose += (bytes(view), padding)
+        for piece in sample_pieces(key, parts):
+            position += len(piece)
+            if isinstance(piece, bytes):
+                loose.append(piece)
             else:
-                pieces += (b"".join(loose), view)
-                loose = [padding]
-            position += len(header) + len(view) + len(padding)
+                pieces += (b"".join(loose), piece)
+                loose = []
     offsets.append(position)
-    pieces.append(b"".join((*loose, _ZEROS, _ZEROS)))
+    pieces.append(b"".join((*loose, END)))
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
-    return Shard(pieces, offsets, position + 2 * BLOCK, digest.hexdigest())
+    return Shard(pieces, offsets, position + len(END), digest.hexdigest())
+
+
+def sample_pieces(key: str, parts: Sequence[tuple[str, bytes | memoryview | pa.Buffer]]) -> list[bytes | memoryview]:
+    """One sample as `build_shard` writes it: an archive is its samples' pieces, whole blocks together, then `END`.
+
+    Large payloads are referred to as memoryviews, everything else is bytes. `ValueError` as `build_shard`.
+    """
+    if len({extension for extension, _ in parts}) < max(len(parts), 1):
+        raise ValueError(f"sample {key!r}: at least one part, and no extension twice")
+    pieces: list[bytes | memoryview] = []
+    for extension, payload in parts:
+        name = f"{key}.{extension}"
+        if split_name(name) != (key, extension) or name[0] == "/" or key[-1] == "/" or _UNWRITABLE.search(name):
+            raise ValueError(
+                f"key {key!r} with extension {extension!r}: a key has no dot, no leading or trailing / and is not "
+                "__like__ this, an extension is in lower case, neither has control characters"
+            )
+        view = memoryview(payload).cast("B")
+        padding = _ZEROS[: -len(view) % BLOCK]
+        pieces += (_header(name, len(view)), bytes(view) if len(view) < _COPY_BELOW else view, padding)
+    return pieces
 
 
 def _view(archive: Archive) -> memoryview | Window:

@@ -19,7 +19,7 @@ import pytest
 
 from curation import manifests
 from curation.plan import make_plan
-from curation.run import write_run, finish
+from curation.run import finish, write_run
 from shards.__main__ import main
 from shards.check import check
 from shards.check_work import CheckError, Report

@@ -17,6 +17,7 @@ from shards.index import offsets_of, read_index, write_index
 from shards.manifest import DatasetManifest, ShardEntry, write_manifest
 from shards.storage import Storage
 from shards.tar import build_shard
+from tests.shards.packing import pack_of, samples_of
 
 Parts = dict[str, bytes]
 
@@ -56,11 +57,25 @@ class DataSet:
         self.manifest = DatasetManifest(name="demo", shards=entries, funnel={"seen": 99})
         write_manifest(self.storage, self.manifest)
         self.tars = [str(root / entry.url) for entry in entries]
+        self.folder = root / "shards"
+
+    def packed(self, root: Path) -> DataSet:
+        """The same samples, shuffled into other shards."""
+        other = object.__new__(DataSet)
+        other.manifest = pack_of([str(self.root)], root, 50_000).manifest
+        other.storage, other.root, other.folder = Storage.open(str(root)), root, root
+        other.tars = [str(root / entry.url) for entry in other.manifest.shards]
+        order = [key for tar in other.tars for key, _ in samples_of(Path(tar).read_bytes())]
+        assert len(other.tars) > 3
+        assert sorted(order) == sorted(self.samples) != order
+        other.samples = {key: self.samples[key] for key in order}
+        return other
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return DataSet(tmp_path_factory.mktemp("run"))
+@pytest.fixture(scope="module", params=["written", "packed"])
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    written = DataSet(tmp_path_factory.mktemp("run"))
+    return written.packed(tmp_path_factory.mktemp("packed")) if request.param == "packed" else written
 
 
 def test_webdataset_reads_the_same_bytes(dataset: DataSet) -> None:
@@ -111,7 +126,7 @@ def prepared(dataset: DataSet) -> dict[str, bytes]:
     ours = {tar: Path(f"{tar}.idx").read_bytes() for tar in dataset.tars}
     command = [
         sys.executable, "-c", "from megatron.energon.cli.main import main; main()",
-        "prepare", str(dataset.root / "shards"), "--non-interactive",
+        "prepare", str(dataset.folder), "--non-interactive",
         "--split-ratio", "1,0,0", "--num-workers", "1", "--no-progress",
         "--sample-type", "CrudeWebdataset",
     ]  # fmt: skip
@@ -125,7 +140,7 @@ def test_energon_writes_the_index_that_we_wrote(dataset: DataSet, prepared: dict
     for entry, tar in zip(dataset.manifest.shards, dataset.tars, strict=True):
         assert Path(f"{tar}.idx").read_bytes() == prepared[tar]
         assert read_index(dataset.storage, entry.url) == offsets_of(dataset.storage.view(entry.url))
-    counts = json.loads((dataset.root / "shards" / ".nv-meta" / ".info.json").read_text())["shard_counts"]
+    counts = json.loads((dataset.folder / ".nv-meta" / ".info.json").read_text())["shard_counts"]
     assert counts == {Path(entry.url).name: entry.nsamples for entry in dataset.manifest.shards}
 
 
@@ -157,7 +172,7 @@ def test_energon_loads_the_same_bytes(dataset: DataSet, prepared: dict[str, byte
         cookers = [Cooker(cook)]  # noqa: RUF012
 
     training = get_train_dataset(
-        str(dataset.root / "shards"),
+        str(dataset.folder),
         batch_size=None,
         shuffle_buffer_size=None,
         max_samples_per_sequence=None,
