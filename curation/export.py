@@ -7,6 +7,8 @@ the same bytes.
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,9 +24,18 @@ from shards.storage import Storage
 Keys = Literal["kept", "dropped", "all"]
 # Rows of a part: about 100 MB while it is gathered.
 ROWS_A_PART = 500_000
-# Written last, and says what the parts are.
-END = "export.json"
+# Written last, and says what the parts are. Readers of a folder of Parquet pass over names that begin with _.
+END = "_export.json"
 _COLUMNS = ("key", "source_key", "url", "failed", "reason")
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("input", pa.string()),
+        *((name, ledger.BASE.field(name).type) for name in ("source_key", "url")),
+        *((field.name, field.type) for field in ledger.VERDICT),
+    ]
+)
+_PART = re.compile(r"part-(\d{5,})\.parquet\Z")
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: i
     `input` is the sample's file below the input. keys: which samples. folder: where to; None: `export/<keys>/` of the
     run or decision. Raises `RunError` and `StorageError` with one line each.
     """
+    started = time.time()
     output = Storage.open(folder or opened.output.where(f"export/{keys}"))
     output.must_answer()
     output.delete(END)
@@ -48,8 +60,11 @@ def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: i
         output.write(f"part-{parts - 1:05d}.parquet", ledger.to_parquet(table), durable=True)
         rows += len(table)
     for entry in output.list("", ".parquet"):  # of an earlier, larger export
-        if entry.path >= f"part-{parts:05d}.parquet" and entry.path.startswith("part-"):
+        match = _PART.match(entry.path)
+        if match and int(match[1]) >= parts:
             output.delete(entry.path)
+    if folder is None:  # nobody else writes below it
+        output.sweep_temporary(time.time() - started)
     about = {
         "profile": opened.name,
         "keys": keys,
@@ -65,14 +80,16 @@ def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: i
 
 
 def _parts(opened: Opened, keys: Keys, rows_a_part: int) -> Iterator[pa.Table]:
-    waiting: list[pa.Table] = []
+    """At least one: where there are no rows, it tells the columns."""
+    waiting, rows, empty = [_SCHEMA.empty_table()], 0, True
     for table in _units(opened, keys):
         waiting.append(table)
-        while sum(map(len, waiting)) >= rows_a_part:
+        rows += len(table)
+        while rows >= rows_a_part:
             gathered = pa.concat_tables(waiting)
             yield gathered.slice(0, rows_a_part)
-            waiting = [gathered.slice(rows_a_part)]
-    if any(map(len, waiting)):
+            waiting, rows, empty = [gathered.slice(rows_a_part)], rows - rows_a_part, False
+    if rows or empty:
         yield pa.concat_tables(waiting)
 
 
@@ -85,14 +102,13 @@ def _units(opened: Opened, keys: Keys) -> Iterator[pa.Table]:
             if keys != "all":
                 kept = pc.is_null(table.column("reason"))
                 table = table.filter(kept if keys == "kept" else pc.invert(kept))
-            file = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), pa.array([about["input"]]))
-            table = table.add_column(1, "input", file.dictionary_decode())
+            table = table.add_column(1, "input", pa.repeat(about["input"], len(table)))
             progress.unit(listed, listed, len(table), False)
-            yield table.replace_schema_metadata(None)
+            yield table.select(_SCHEMA.names).cast(_SCHEMA)
 
 
 def _about(manifest: dict[str, Any]) -> dict[str, Any]:
     """What the export needs of a unit: its whole manifest is a hundred times as large."""
     path, (start, _) = manifest["input"]["path"], manifest["input"]["range"]
-    about = {name: manifest[name] for name in ("unit_id", "profile")}
+    about: dict[str, Any] = {name: manifest[name] for name in ("unit_id", "profile", "run_files") if name in manifest}
     return {**about, "files": {"ledger": manifest["files"]["ledger"]}, "input": path, "order": (path, start or 0)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Set
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -18,16 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import attempts, lease, ledger, manifests, stats
+from curation import attempts, decision_folder, lease, ledger, manifests, stats
 from curation.cluster import JobError
-from curation.commit import remove_others, unit_manifest, write_described
+from curation.commit import unit_manifest, write_described
 from curation.missing import FOLDER, read_scores
 from curation.opened import (
     DECIDED,
-    DECISION,
-    DECISIONS,
     Opened,
-    files_print,
     ledger_path,
     must_be_whole,
     open_run,
@@ -38,12 +35,10 @@ from curation.plan import Plan, RunError, asked, differences
 from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
 from curation.redecide import Again, columns_of, decide_again
-from curation.run import DEAD_S, WAVE, open_again, work
+from curation.run import DEAD_S, work
 from curation.tasks import Ended, spread, usual_workers
 from curation.units import SUFFIXES, Unit
 from shards.inputs import resolve_inputs
-from shards.manifest import LIST_NAME
-from shards.manifest import NAME as DATA_SET
 from shards.storage import Storage, StorageError
 
 # One more process for so many units: starting one takes a second, a unit of 10,000 rows less than half of one.
@@ -54,9 +49,12 @@ Answer: TypeAlias = tuple[dict[str, Any], Counter[str], int]
 
 @dataclass(frozen=True)
 class Decided:
-    """What came of deciding again. `folder`: None for a dry run. `changed`: samples by what became of them, as
-    `<reason before> -> <reason now>`, of `counted` units: those of this call. `unscored`: samples that a pixel filter has
-    yet to see. `worked`: units decided by this call."""
+    """What came of deciding again.
+
+    `folder`: None for a dry run. `changed`: samples by what became of them, as `<reason before> -> <reason now>`, of
+    `counted` units: those of this call. `unscored`: samples that a pixel filter has yet to see. `worked`: units decided
+    by this call. `failed`: errors of units.
+    """
 
     base: stats.Totals
     totals: stats.Totals
@@ -137,29 +135,30 @@ def rescore(
     changes = differences(opened.record["thresholds"], prints.thresholds) or (
         ["the order of the filters"] if prints.decision != opened.decision else []
     )
-    output = decision_folder(opened, prints)
-    base = opened.totals()
-    every = {unit for unit, decision in manifests.committed(opened.output).items() if decision == opened.decision}
+    output = decision_folder.place(opened, prints)
+    found = decision_folder.standing(output, opened, prints)
     task = Rescorer(
         profile, prints, tuple(opened.labels), opened.output.uri, output.uri, _scored_later(opened.output), False
     )
-    places = (address, workers or usual_workers(len(every), UNITS_A_WORKER))
-    looked = None
-    if dry_run or may_leave_unscored(opened, prints, profile):
-        with closing(spread(task, _slim(opened), *places, name=_called)) as ended:
-            looked = _sum(profile.name, ended, len(every))
+    todo = found.every if dry_run else found.todo
+    places = (address, workers or usual_workers(len(todo), UNITS_A_WORKER))
+    base, looked = opened.totals(), None
+    if dry_run or (todo and may_leave_unscored(opened, prints, profile)):
+        with closing(spread(task, _slim(opened, todo), *places, name=_called)) as ended:
+            looked = _sum(profile.name, ended, len(todo))
         if dry_run or looked.unscored:
-            return replace(looked, base=base, changes=changes, seconds=time.time() - started)
+            before = manifests.sum_up(output, prints.decision, found.every - todo, folder=DECIDED).totals
+            before.merge(looked.totals)
+            return replace(looked, base=base, totals=before, changes=changes, seconds=time.time() - started)
     with lease.hold(output, say) as held:
         try:
-            todo = every - _prepare(output, opened, profile, prints, every)
+            decision_folder.begin(output, opened, profile, prints, found)
             units = spread(replace(task, write=True), _slim(opened, todo), *places, name=_called)
-            with closing(units), closing(_compacting(units, output, held)) as ended:
+            with closing(units), closing(decision_folder.compacting(units, output, held)) as ended:
                 decided = _sum(profile.name, ended, len(todo))
             if decided.unscored:
                 raise RunError(f"{output.uri}: scores have gone since they were looked at: call it again")
-            totals = manifests.sum_up(output, prints.decision, folder=DECIDED).totals
-            _end(output, opened, prints, changes, totals, opened.complete and totals.units == len(every))
+            totals = decision_folder.end(output, opened, prints, changes, len(found.every))
             output.sweep_temporary(min(lease.STALE_S, time.time() - started))
         except (RunError, manifests.ManifestError, StorageError) as error:  # work had begun
             raise JobError(str(error)) from error
@@ -174,21 +173,6 @@ def rescore(
         counted=counted,
         seconds=time.time() - started,
     )
-
-
-def _end(
-    output: Storage, opened: Opened, prints: Fingerprints, changes: list[str], totals: stats.Totals, complete: bool
-) -> None:
-    """Writes decision.json, the mark that a decision came to its end."""
-    end = {
-        "decision_fp": prints.decision,
-        "decided_from": opened.decision,
-        "changes": changes,
-        "units": totals.units,
-        "complete": complete,
-        "funnel": stats.funnel(totals, list(prints.thresholds)),
-    }
-    output.write(DECISION, json.dumps(end, ensure_ascii=False, indent=1).encode(), durable=True)
 
 
 def score_missing(profile: Profile, partial: bool, address: str | None, workers: int | None) -> list[str]:
@@ -258,16 +242,6 @@ def open_base(profile: Profile, partial: bool = False) -> tuple[Opened, Fingerpr
     return opened, prints
 
 
-def decision_folder(opened: Opened, prints: Fingerprints) -> Storage:
-    """Where a decision of a run lies. Raises `RunError` for the run's own decision."""
-    if prints.decision == opened.decision:
-        raise RunError(
-            f"{opened.output.uri}: these thresholds are those of the run itself: change one in the file or with --set, "
-            "such as --set clip_score.min=0.31"
-        )
-    return Storage.open(opened.output.where(f"{DECISIONS}/{prints.decision}"))
-
-
 def may_leave_unscored(opened: Opened, prints: Fingerprints, profile: Profile) -> bool:
     """Whether more samples than before may reach a pixel filter: not if only the last one's thresholds differ."""
     pixel = list(profile.pixel)
@@ -295,59 +269,6 @@ def _called(manifest: dict[str, Any]) -> str:
 
 def _scored_later(run: Storage) -> frozenset[str]:
     return frozenset(entry.path.removeprefix(f"{FOLDER}/").removesuffix(".parquet") for entry in run.list(FOLDER))
-
-
-def _prepare(output: Storage, opened: Opened, profile: Profile, prints: Fingerprints, every: set[str]) -> set[str]:
-    """Begins a decision's folder, or goes on with it; gives the units that are decided already."""
-    output.delete(DECISION)
-    done = manifests.committed(output, DECIDED)
-    stale = _stale(output, opened, done.keys())
-    if every - done.keys():
-        open_again(output)
-    if stale:
-        # First what `select` made of them, last what tells that they are stale: killed in between, it is done again.
-        if stale - every:
-            for name in (DATA_SET, LIST_NAME):
-                output.delete(name)
-        open_again(output)
-        manifests.forget(output, stale)
-        remove_others(output, {unit_id[:12] for unit_id in every})
-        manifests.forget(output, stale, DECIDED)
-    record = {
-        **opened.record,
-        "profile": profile.model_dump(mode="json"),
-        "filters": {label: rule.name for label, rule in profile.filters.items()},
-        "decision_fp": prints.decision,
-        "thresholds": prints.thresholds,
-        "decided_from": opened.decision,
-    }
-    output.write("run.json", json.dumps(record, ensure_ascii=False, indent=1).encode(), durable=True)
-    return {unit_id for unit_id, decision in done.items() if decision == prints.decision} - stale
-
-
-def _stale(output: Storage, opened: Opened, done: Set[str]) -> set[str]:
-    """Units whose decision does not count: they left the run or were made again in it, or their ledger part is gone."""
-    if not done:
-        return set()
-    now = {manifest["unit_id"]: files_print(manifest["files"]) for manifest in opened.units()}
-    sizes = {entry.path: entry.size for entry in output.list("ledger")}
-    stale = set()
-    for manifest in manifests.read_all(output, folder=DECIDED):
-        unit_id, part = manifest["unit_id"], manifest["files"]["ledger"]
-        if now.get(unit_id) != files_print(manifest["run_files"]) or sizes.get(part["path"]) != part["bytes"]:
-            stale.add(unit_id)
-    return stale
-
-
-def _compacting(ended: Iterator[Ended[Any, Any]], output: Storage, held: lease.Lease) -> Generator[Ended[Any, Any]]:
-    manifests.compact(output, folder=DECIDED)  # first: a call that is killed in every wave would pile loose ones up
-    for number, end in enumerate(ended, 1):
-        if held.lost:
-            raise JobError(held.lost)
-        yield end
-        if number % WAVE == 0:
-            manifests.compact(output, folder=DECIDED)
-    manifests.compact(output, folder=DECIDED)
 
 
 def _sum(

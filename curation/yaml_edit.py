@@ -32,19 +32,7 @@ def edit_numbers(path: Path, numbers: Mapping[tuple[str, ...], str], known: Any)
 
     known: the data as they were read, so that a file that has changed since is left alone. Raises `EditError`.
     """
-    where = Path(os.path.realpath(path))  # a link stays a link
-    try:
-        before = where.read_bytes()
-        data = _read(before.decode())
-    except (OSError, ValueError, yaml.YAMLError, YamlProblem) as error:
-        raise EditError(f"{path}: cannot be read again: {_first_line(error)}") from error
-    if not same(data, known):
-        raise EditError(f"{path}: has changed since it was read: nothing was written; do it again")
-    try:
-        after = with_numbers(before.decode(), numbers)
-    except EditError as error:
-        raise EditError(f"{path}: {error}") from error
-    wanted = _with(data, numbers)
+    where, before, after, wanted = _edited(path, numbers, known)
     try:
         _write(where, after.encode())
         found = where.read_bytes().decode()
@@ -53,6 +41,31 @@ def edit_numbers(path: Path, numbers: Mapping[tuple[str, ...], str], known: Any)
             raise EditError(f"{path}: what was written reads otherwise: the old text is back")
     except OSError as error:
         raise EditError(f"{path}: cannot be written: {_first_line(error)}") from error
+
+
+def must_be_editable(path: Path, numbers: Mapping[tuple[str, ...], str], known: Any) -> None:
+    """Raises `EditError` where `edit_numbers` would, as far as it can be seen beforehand; changes nothing."""
+    _edited(path, numbers, known)
+
+
+def _edited(path: Path, numbers: Mapping[tuple[str, ...], str], known: Any) -> tuple[Path, bytes, str, Any]:
+    """(the file itself, what it holds, its new text, the data of that)."""
+    where = Path(os.path.realpath(path))  # a link stays a link
+    try:
+        before = where.read_bytes()
+        data = _read(before.decode())
+        protected = not where.stat().st_mode & 0o222  # replacing a file asks nobody whether it may be written
+    except (OSError, ValueError, yaml.YAMLError, YamlProblem) as error:
+        raise EditError(f"{path}: cannot be read again: {_first_line(error)}") from error
+    if not same(data, known):
+        raise EditError(f"{path}: has changed since it was read: nothing was written; do it again")
+    if protected or not os.access(where, os.W_OK) or not os.access(where.parent, os.W_OK):
+        raise EditError(f"{path}: cannot be written: it or its folder is read-only")
+    try:
+        after = with_numbers(before.decode(), numbers)
+    except EditError as error:
+        raise EditError(f"{path}: {error}") from error
+    return where, before, after, _with(data, numbers)
 
 
 def with_numbers(text: str, numbers: Mapping[tuple[str, ...], str]) -> str:

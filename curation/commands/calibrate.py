@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from curation.commands.common import Commands, command, complain, on_cluster, overridable, show
@@ -47,33 +48,38 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.calibrate import calibrate, filter_of, target_of
     from curation.sampling import Sample
     from curation.termination import terminable
-    from curation.yaml_edit import EditError, edit_numbers, with_numbers
+    from curation.yaml_edit import EditError, edit_numbers, must_be_editable
 
     profile = pipelines.profile(options.profile, options.overrides)
     label = filter_of(profile, options.filter)
     target = target_of(profile, options.target)
+    failure = None
     try:
         if options.write:  # whether it can be done is told before the work
             now = _numbers(profile, label, dict.fromkeys(_minimums(profile, label), "0.0"))
-            with_numbers(pipelines.path.read_bytes().decode(), now)
-        with terminable():
-            found = calibrate(
-                profile, label, target, Sample(options.sample, options.seed, options.within), options.address
-            )
+            must_be_editable(pipelines.path, now, pipelines.data)
+    except EditError as error:
+        complain(str(error))
+        return 2
+    with terminable():
+        found = calibrate(profile, label, target, Sample(options.sample, options.seed, options.within), options.address)
+    try:
         if options.write:
             edit_numbers(pipelines.path, _numbers(profile, label, found.solution.texts), pipelines.data)
-    except EditError as error:
-        text = str(error)
-        complain(text if text.startswith(str(pipelines.path)) else f"{pipelines.path}: {text}")
-        return 2
+    except EditError as error:  # what was found is shown all the same
+        failure = str(error)
+    written = options.write and failure is None
     if options.json:
         import json
 
-        show(json.dumps({**found.to_json(), "written": options.write}, ensure_ascii=False, indent=1))
-        return 0
-    for line in lines(found):
-        show(line)
-    show(_what_now(found, options, pipelines))
+        show(json.dumps({**found.to_json(), "written": written}, ensure_ascii=False, indent=1))
+    else:
+        for line in lines(found):
+            show(line)
+        show(_what_now(found, written, options.overrides, pipelines))
+    if failure is not None:
+        complain(failure)
+        return 2
     return 0
 
 
@@ -122,11 +128,11 @@ def lines(found: Calibration) -> list[str]:
     return told
 
 
-def _what_now(found: Calibration, options: argparse.Namespace, pipelines: Pipelines) -> str:
-    if options.write:
+def _what_now(found: Calibration, written: bool, overrides: Sequence[str], pipelines: Pipelines) -> str:
+    if written:
         # What else was overridden and decides with the threshold; where the result lies, and on what it runs, does not.
         aside = (f"{found.label}.min", f"filters.{found.label}.min", "output", "resources", "target_retention")
-        others = [text for text in options.overrides if not text.startswith(aside)]
+        others = [text for text in overrides if not text.startswith(aside)]
         holds = f"; it holds with --set {' --set '.join(others)}" if others else ""
         return f"written: {pipelines.path}{holds}"
     sets = " ".join(

@@ -28,15 +28,16 @@ def add(commands: Commands) -> None:
 
 def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.export import export
-    from curation.opened import must_be_whole, open_run
+    from curation.opened import must_be_up_to_date, must_be_whole, open_run
     from curation.select import open_decision
 
     profile = pipelines.profile(options.profile, options.overrides)
-    opened = open_run(profile.run_folder)
-    if options.decision is not None:
-        opened = open_decision(opened, profile, options.decision)
+    run = open_run(profile.run_folder)
+    opened = run if options.decision is None else open_decision(run, profile, options.decision)
     if not options.partial:
         must_be_whole(opened)
+    if opened.is_decision:
+        must_be_up_to_date(run, opened, options.partial)
     exported = export(opened, options.keys, options.out)
     parts = f"{exported.parts:,} {'part' if exported.parts == 1 else 'parts'}"
     show(f"{opened.name}: {exported.rows:,} {options.keys} samples in {parts}: {exported.folder}")

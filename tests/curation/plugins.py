@@ -222,3 +222,30 @@ class Bright(Filter):
         mean = scores.column("mean").combine_chunks()
         low, high = pa.scalar(self.min, pa.float32()), pa.scalar(self.max, pa.float32())
         return pc.and_(pc.greater_equal(mean, low), pc.less_equal(mean, high))
+
+
+class Late(Bright):
+    """Bright, but slow to say which scores it has (`LATE_S` of the environment, seconds): to meet a decision at work."""
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        time.sleep(float(os.environ.get("LATE_S", "0")))
+        return super().scores
+
+
+class Trap(Bright):
+    """Bright, but where `folder/trap` says so, `keep` does what it says to units of so many rows: `<rows> <what>`."""
+
+    folder: str
+
+    def keep(self, scores: Any) -> Any:
+        trap = Path(self.folder) / "trap"
+        rows, what = trap.read_text().split() if trap.exists() else ("-1", "")
+        if len(scores) == int(rows):
+            count = len(list(trap.parent.glob("met-*")))
+            (trap.parent / f"met-{count}").touch()
+            if what == "raises":
+                raise ZeroDivisionError("trapped")
+            if what == "dies" or count == 0:
+                os._exit(3)
+        return super().keep(scores)

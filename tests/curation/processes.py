@@ -71,6 +71,17 @@ class Driver:
             with suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil compares the start time: never another process with the same id
 
+    def left(self) -> list[str]:
+        """What it had started and what lives on, in 20 seconds even, by command line."""
+        _, living = psutil.wait_procs(list(self._found), timeout=20)
+        return [" ".join(process.cmdline()) for process in living]
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes of its pool that are there now."""
+        self.remember()
+        return [process for process in self._found if process.is_running() and "spawn_main" in str(process.cmdline())]
+
     def remember(self) -> None:
         """Whom it has started so far goes with it, also where it ends before `reap`."""
         with suppress(psutil.NoSuchProcess):
