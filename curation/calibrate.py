@@ -15,7 +15,7 @@ from typing import Any
 
 from curation import attempts, lease, manifests, stats
 from curation.cluster import JobError
-from curation.drift import FOLDER, RESULT
+from curation.drift import FOLDER, RESULT, USUAL
 from curation.interval import CONFIDENCE, Interval, Ratio
 from curation.opened import Opened, open_run
 from curation.plan import Plan, RunError, asked, make_plan, own, read_run
@@ -221,20 +221,26 @@ def _solve(pool: Pool, target: float, sample: Sample) -> Calibration:
         raise Unreachable(f"{profile.name}: the {taken:,} units of the sample hold no pair: nothing can be calibrated")
     if solution is None or interval is None:
         raise Unreachable(_why(pool, target, lowest, miss))
+    off = abs(interval.estimate - target)
+    if off > USUAL + 1e-9:
+        say(
+            f"warning: {profile.name}: no threshold comes nearer to {target:.2%} than {off * 100:.1f} points: many "
+            "scores are the same, or the sample holds few pairs"
+        )
     found = with_minimums(profile, label, solution.minimums)
     return Calibration(
-        profile,
-        label,
-        target,
-        solution,
-        interval,
-        sample,
-        taken,
-        len(order),
-        pool.reused,
-        pool.decided(found),
-        found.fingerprints().decision,
-        pool.plan.output.uri,
+        profile=profile,
+        label=label,
+        target=target,
+        solution=solution,
+        interval=interval,
+        sample=sample,
+        units=taken,
+        of=len(order),
+        reused=pool.reused,
+        totals=pool.decided(found),
+        decision=found.fingerprints().decision,
+        folder=pool.plan.output.uri,
     )
 
 
@@ -261,7 +267,7 @@ def _why(pool: Pool, target: float, lowest: dict[str, float], miss: OutOfReach |
         return (
             f"{aim}: the other filters keep {per_cent(others / seen)} of the {seen:,} pairs of the sample, but even "
             f"with {label}.min at -1 only {per_cent((miss.kept if miss else 0) / seen)} stay: {mute:,} of them have no "
-            f"score (see {label}:error in the funnel){_above(profile, label)}"
+            f"score ({_no_score(profile, label)}){_above(profile, label)}"
         )
     totals = pool.decided(with_minimums(profile, label, lowest))
     drops = {name: totals.reasons.get(name, 0) + totals.reasons.get(f"{name}:error", 0) for name in profile.filters}
@@ -278,6 +284,11 @@ def _why(pool: Pool, target: float, lowest: dict[str, float], miss: OutOfReach |
         f"{aim}: without {label} the filters keep {per_cent(others / seen)} of the {seen:,} pairs of the sample; "
         f"most is lost to: {costs}: loosen what costs too much, or set a lower --target (target_retention)"
     )
+
+
+def _no_score(profile: Profile, label: str) -> str:
+    column = _rule(profile, label).column
+    return f"reason {label}:error" if column is None else f"column {column!r} is empty there, and `missing: drop`"
 
 
 def _above(profile: Profile, label: str) -> str:

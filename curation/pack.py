@@ -16,10 +16,10 @@ from curation.plan import RunError
 from curation.progress import say
 from curation.resources import Node
 from curation.tasks import spread
-from shards.pack import Packed, pack
+from shards.pack import Packed, pack, whole
 from shards.pack_plan import PackError, Plan
 from shards.pack_work import Done, Task, perform
-from shards.storage import Storage
+from shards.storage import NotFound, Storage
 
 # What a worker holds besides shards, bytes.
 WORKER_BYTES = 256 << 20
@@ -33,6 +33,8 @@ def pack_on_ray(plan: Plan, out: Storage, address: str | None, told: Callable[[i
     out.must_answer()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
+        if packed := whole(plan, out):  # before there is a lease in a folder of others, and a Ray for nothing
+            return packed
         with lease.hold(out, say) as held, cluster(address) as nodes:
             memory = _memory(plan, nodes)
 
@@ -47,6 +49,10 @@ def pack_on_ray(plan: Plan, out: Storage, address: str | None, told: Callable[[i
             return pack(plan, out, run, told)
     except PackError as error:
         raise RunError(str(error)) from error
+    except NotFound as error:
+        if not out.is_local:
+            raise
+        raise JobError(f"{error} (on more than one machine, --out is a folder that all share, or s3://)") from error
 
 
 def _memory(plan: Plan, nodes: Sequence[Node]) -> int | None:

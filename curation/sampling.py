@@ -14,6 +14,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
+
 from curation import lease, ledger, manifests
 from curation.cluster import JobError, cluster
 from curation.counts import count
@@ -96,7 +98,7 @@ class Pool:
                 table = self.read(self.plan.output, here[unit.unit_id])
                 self._add(self.plan.output, here[unit.unit_id], scored(table, self.profile.filters, self.label))
 
-    def read(self, output: Storage, manifest: dict[str, Any]) -> Any:
+    def read(self, output: Storage, manifest: dict[str, Any]) -> pa.Table:
         """The columns that decide, of a unit."""
         try:
             return read_ledger(output, manifest, columns_of(self.profile.filters))
@@ -135,8 +137,8 @@ class Pool:
         if failed:
             raise JobError(
                 f"{len(failed)} of the sample's units failed, and a sample without them would not be one (see "
-                f"{self.plan.output.uri}/failed); mend them and calibrate again, the others stay scored; "
-                f"the first: unit {failed[0].unit_id[:12]}: {failed[0].error}"
+                f"{self.plan.output.uri}/failed); mend them, or take them out of the input, and calibrate again: the "
+                f"others stay scored; the first: unit {failed[0].unit_id[:12]}: {failed[0].error}"
             )
 
     def _here(self, unit_ids: set[str]) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ def lost_output(setting: str, path: str) -> str | None:
         return None
     return (
         f"{setting}: {path!r} is relative, and a submitted job runs in a copy of the folder that is thrown away: "
-        f"give an absolute path that all nodes share, or s3:// (--set {setting}=...)"
+        f"{_instead(setting)}"
     )
 
 
@@ -37,8 +37,13 @@ def lost_input(setting: str, path: str) -> str | None:
         return None
     return (
         f"{setting}: {path!r} is relative, and not among the files that were uploaded with the job (.rayignore and "
-        f".gitignore say which): give an absolute path that all nodes share, or s3:// (--set {setting}=...)"
+        f".gitignore say which): {_instead(setting)}"
     )
+
+
+def _instead(setting: str) -> str:
+    how = f" (--set {setting}=...)" if "." in setting else ""  # else it is an argument of the command
+    return f"give an absolute path that all nodes share, or s3://{how}"
 
 
 def _in_copy(path: str) -> bool:

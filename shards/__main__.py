@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal in ASCII still shows every name
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -141,10 +145,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _line(label: str, path: str, what: str) -> str:
     """One line, whatever a file's name or an error's text holds."""
-    text = " ".join(f"{label}{path}: {what}".split())
-    return (
-        text.encode("ascii" if sys.stdout.encoding.lower() == "ascii" else "utf-8", "backslashreplace").decode() + "\n"
-    )
+    return " ".join(f"{label}{path}: {what}".split()) + "\n"
 
 
 def _summary(report: Report, fast: bool, seconds: float) -> str:

@@ -32,6 +32,7 @@ _OTHER_REGION = "the bucket is in another region: set AWS_REGION to the bucket's
 NO_BUCKET = "there is no such bucket: check its name, and region and endpoint"
 _REMOTE_ADVICE = {
     "NO_SUCH_BUCKET": NO_BUCKET,
+    "NO_SUCH_KEY": NOT_FOUND,  # gone since it was opened
     "Bucket '": NO_BUCKET,  # where its region was asked for
     "ACCESS_DENIED": "access denied: check the credentials in the environment and the bucket's policy",
     "INVALID_ACCESS_KEY_ID": "access denied: the access key in the environment is not known there",
@@ -68,6 +69,10 @@ class NotFound(StorageError):
     """Nothing stands at the path."""
 
 
+class CutOff(StorageError):
+    """A file is shorter than the bytes that are wanted of it."""
+
+
 class Unavailable(StorageError):
     """An object store fails for a reason that may pass: the same call may succeed later."""
 
@@ -86,7 +91,7 @@ def explain(action: str, where: str, error: Exception) -> StorageError:
     advice = _ADVICE.get(number) if isinstance(number, int) else None
     if advice is None:
         advice = next((text for code, text in _REMOTE_ADVICE.items() if code in detail), detail[:300])
-    if number == errno.ENOENT:
+    if number == errno.ENOENT or advice == NOT_FOUND:
         return NotFound(f"cannot {action} {where}: {advice}")
     kind = Unavailable if number is None and _PASSING.search(detail) else StorageError
     return kind(f"cannot {action} {where}: {advice}")

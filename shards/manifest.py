@@ -97,6 +97,8 @@ def read_manifest(storage: Storage, name: str = NAME) -> DatasetManifest:
         raise ManifestError(f"{where}: damaged: {error}: write it again") from error
     if not isinstance(record, dict):
         raise ManifestError(f"{where}: not a manifest: a JSON object is needed")
+    if "shardlist" not in record:
+        raise ManifestError(f"{where}: not a manifest of a data set: it lists no shards")
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ManifestError(f"{where}: schema_version is {version}, this release reads {SCHEMA_VERSION}")

@@ -14,15 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyarrow import fs
 
 from shards.check_files import KEY_HASH
 from shards.check_work import BYTES_A_WORKER
 from shards.errors import explain
-from shards.index import SUFFIX
-from shards.manifest import LIST_NAME, DatasetManifest, ManifestError, read_manifest, write_manifest
+from shards.manifest import DatasetManifest, ManifestError, read_manifest, write_manifest
 from shards.pack_left import Standing, keys_file, tasks_left
 from shards.pack_plan import PackError, Plan, not_unique
 from shards.pack_work import FOLDER, Done, Gather, Merge, Task
@@ -37,7 +36,8 @@ _IDENTITY = f"{FOLDER}/pack.json"
 # Says that no key comes twice.
 _UNIQUE = f"{FOLDER}/unique"
 _REQUESTS = 16
-_OTHERS = (LIST_NAME, "run.json")
+# A driver of a cluster holds it while it is at work.
+_LEASE = "lease.json"
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Packed:
     """A pack's end. worked: tasks that this call did; left_out: files among their input that belong to no sample."""
 
     manifest: DatasetManifest
-    worked: int
-    left_out: int
+    worked: int = 0
+    left_out: int = 0
 
 
 def pack(plan: Plan, out: Storage, run: Run, told: Told) -> Packed:
@@ -57,24 +57,33 @@ def pack(plan: Plan, out: Storage, run: Run, told: Told) -> Packed:
     and 24 bytes of temporary disk for each sample.
     """
     out.must_answer()
+    if packed := whole(plan, out):
+        return packed
     worked = left_out = 0
+    with _alone(out):
+        _own(plan, out)
+        out.sweep_temporary(0)
+        try:
+            worked, left_out = _work(plan, out, run, told)
+        except NotFound:
+            # Another pack of the same, on another machine, may have ended first and cleared up.
+            if not _finished(plan, out):
+                raise
+        finally:
+            out.sweep_temporary(0)
+    packed = whole(plan, out)
+    assert packed is not None
+    return replace(packed, worked=worked, left_out=left_out)
+
+
+def whole(plan: Plan, out: Storage) -> Packed | None:
+    """The pack, where it stands whole in `out`; `PackError` where anything else stands there."""
     if not _finished(plan, out):
         _must_be_free(out)
-        with _alone(out):
-            _own(plan, out)
-            out.sweep_temporary(0)
-            try:
-                worked, left_out = _work(plan, out, run, told)
-            except NotFound:
-                # Another pack of the same, on another machine, may have ended first and cleared up.
-                if not _finished(plan, out):
-                    raise
-            finally:
-                out.sweep_temporary(0)
-    manifest = read_manifest(out)
+        return None
     if out.info(FOLDER).type != fs.FileType.NotFound:
         out.delete_folder(FOLDER)
-    return Packed(manifest, worked, left_out)
+    return Packed(read_manifest(out))
 
 
 def local_workers(plan: Plan) -> int:
@@ -98,11 +107,12 @@ def _finished(plan: Plan, out: Storage) -> bool:
 
 
 def _must_be_free(out: Storage) -> None:
-    """Raises `PackError` where shards stand that are of no pack, or a run: they would mix with ours."""
-    ours = (".tar", SUFFIX)
-    strays = [path for path in (entry.path for entry in out.list()) if path.endswith(ours) or path in _OTHERS]
-    if strays and not out.exists(_IDENTITY):
-        raise PackError(f"{out.uri}: holds {strays[0]}, which is of no pack: choose another --out")
+    """Raises `PackError` where files stand that are of no pack: a run's, say, whose readers would meet ours."""
+    if out.exists(_IDENTITY):
+        return
+    strays = [entry.path for entry in out.list() if entry.path != _LEASE and not entry.path.startswith(".")]
+    if strays:
+        raise PackError(f"{out.uri}: holds {strays[0]}, which is of no pack: choose an --out that is empty or new")
 
 
 def _own(plan: Plan, out: Storage) -> None:

@@ -49,10 +49,14 @@ def summary(packed: Packed, where: str, seconds: float) -> Iterator[str]:
         yield f"{where}: nothing to do, it is packed"
     if packed.left_out:
         yield f"note: {packed.left_out:,} files that belong to no sample, as readers see it, were left out"
+    if len(shards) == 1:
+        samples = "1 sample" if counts == [1] else f"{counts[0]:,} samples"
+        yield f"{where}: 1 shard of {samples}, {_bytes(sizes[0])}, {seconds:.1f} s"
+        return
     yield (
-        f"{where}: {len(shards):,} {'shard' if len(shards) == 1 else 'shards'} of "
-        f"{' or '.join(f'{count:,}' for count in counts)} samples and {_bytes(min(sizes))} to {_bytes(max(sizes))}, "
-        f"{packed.manifest.nsamples:,} samples and {_bytes(sum(sizes))} in all, {seconds:.1f} s"
+        f"{where}: {len(shards):,} shards of {' or '.join(f'{count:,}' for count in counts)} samples and "
+        f"{_bytes(min(sizes))} to {_bytes(max(sizes))}, {packed.manifest.nsamples:,} samples and {_bytes(sum(sizes))} "
+        f"in all, {seconds:.1f} s"
     )
 
 
@@ -72,5 +76,5 @@ def _size(text: str) -> int:
 
 def _seed(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: a whole number from 0 on, of at most 18 digits")
     return int(text)

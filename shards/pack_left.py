@@ -6,6 +6,7 @@ anything that only such shards would need; so files that no shard needs any more
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -46,10 +47,10 @@ class Standing:
     def stands(self, path: str) -> bool:
         return path in self._sizes
 
-    def spilled(self, group: Group) -> bool:
-        """Whether a group was laid off: its keys' hashes were written last."""
+    def spilled(self, group: Group, files: Iterable[str]) -> bool:
+        """Whether a group was laid off, and these files of it stand: its keys' hashes were written last."""
         whole = self._sizes.get(keys_file(group)) == KEY_HASH * group.nsamples
-        return whole and all(map(self.stands, spill_files(self._plan, group)))
+        return whole and all(map(self.stands, files))
 
 
 def keys_file(group: Group) -> str:
@@ -57,9 +58,11 @@ def keys_file(group: Group) -> str:
 
 
 def spill_files(plan: Plan, group: Group) -> tuple[str, ...]:
-    """A group's files, one for each part, in the folder of its chunk."""
-    folder = f"{FOLDER}/spill/{plan.chunk_of(group):06d}"
-    return tuple(f"{folder}/{group.number:06d}-{part:03d}" for part in range(group.parts))
+    """A group's files, one for each part, each in the folder of its chunk."""
+    return tuple(
+        f"{FOLDER}/spill/{plan.chunk_of(group.file + part):06d}/{group.number:06d}-{part:03d}"
+        for part in range(group.parts)
+    )
 
 
 def merged_file(chunk: int, bucket: int) -> str:
@@ -76,14 +79,15 @@ def tasks_left(plan: Plan, out: Storage, standing: Standing) -> tuple[list[Spill
         gathers = [
             Gather(out, number, files, number, plan.nshards, starts[number], starts[number + 1]) for number in left
         ]
-        groups = [group for group in plan.groups if left and not standing.spilled(group)]
+        groups = [group for group in plan.groups if left and not standing.spilled(group, spill_files(plan, group))]
         return [_spill(plan, out, group, starts) for group in groups], [], gathers
     by_bucket: dict[int, list[int]] = {}
     for number in left:
         by_bucket.setdefault(plan.bucket_of(number), []).append(number)
     by_chunk: list[list[str]] = [[] for _ in range(plan.chunks)]
     for group in plan.groups:
-        by_chunk[plan.chunk_of(group)] += spill_files(plan, group)
+        for part, name in enumerate(spill_files(plan, group)):
+            by_chunk[plan.chunk_of(group.file + part)].append(name)
     merges: list[list[Merge]] = [[] for _ in range(plan.chunks)]
     gathers = []
     for bucket, numbers in by_bucket.items():
@@ -97,7 +101,13 @@ def tasks_left(plan: Plan, out: Storage, standing: Standing) -> tuple[list[Spill
             if not standing.stands(target):
                 merges[chunk].append(Merge(out, tuple(by_chunk[chunk]), bucket, plan.buckets, cuts, target))
     cuts = tuple(plan.start(number) for number in (*(plan.bucket(n).start for n in range(plan.buckets)), plan.nshards))
-    groups = [group for group in plan.groups if merges[plan.chunk_of(group)] and not standing.spilled(group)]
+    groups = []
+    for group in plan.groups:
+        # A chunk that is merged needs its files no more, and has none; the same group may have some in the next one.
+        files = spill_files(plan, group)
+        needed = [name for part, name in enumerate(files) if merges[plan.chunk_of(group.file + part)]]
+        if needed and not standing.spilled(group, needed):
+            groups.append(group)
     return [_spill(plan, out, group, cuts) for group in groups], list(chain.from_iterable(merges)), gathers
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 
+from pyarrow import fs
+
 from shards.manifest import NAME, DatasetManifest, place, read_manifest
 from shards.pack_order import Permutation
-from shards.storage import Storage
+from shards.storage import NotFound, Storage
 from shards.tar import TarError, group, scan
 from shards.window import walking
 
@@ -75,7 +78,8 @@ class Source:
 class Group:
     """Input shards that are read together: as many as an output shard's bytes, or one that is larger.
 
-    first: number of its first sample among all; parts: files that its samples are laid off into.
+    first: number of its first sample among all; parts: files that its samples are laid off into; file: number of the
+    first of them among all.
     """
 
     number: int
@@ -83,6 +87,7 @@ class Group:
     first: int
     nsamples: int
     parts: int
+    file: int
 
     def rows(self, part: int) -> range:
         """The samples, by their number in the group, that are laid off into a part."""
@@ -151,18 +156,22 @@ class Plan:
         return found
 
     @cached_property
+    def files(self) -> int:
+        """Files that the samples of all groups are laid off into."""
+        return sum(group.parts for group in self.groups)
+
+    @cached_property
     def chunks(self) -> int:
-        """Sets of groups that a round of merging brings together; 0: shards are gathered from the groups at once."""
-        files = sum(group.parts for group in self.groups)
-        return 0 if files <= self.fan else math.isqrt(files - 1) + 1
+        """Sets of files that a round of merging brings together; 0: shards are gathered from all files at once."""
+        return 0 if self.files <= self.fan else math.isqrt(self.files - 1) + 1
 
     @cached_property
     def buckets(self) -> int:
         """Sets of output shards that a round of merging takes apart."""
         return math.isqrt(self.nshards - 1) + 1
 
-    def chunk_of(self, group: Group) -> int:
-        return group.number * self.chunks // len(self.groups)
+    def chunk_of(self, file: int) -> int:
+        return file * self.chunks // self.files
 
     def bucket_of(self, shard: int) -> int:
         return ((shard + 1) * self.buckets - 1) // self.nshards
@@ -182,9 +191,7 @@ def make_plan(manifests: Sequence[str], size: int, seed: int, incomplete: bool =
     inputs = []
     sources: dict[str, Source] = {}
     for given in manifests:
-        folder, name = _file(given)
-        storage = Storage.open(folder)
-        storage.must_answer()
+        storage, name = _manifest(given)
         manifest = read_manifest(storage, name)
         if not manifest.complete and not incomplete:
             raise PackError(
@@ -212,26 +219,35 @@ def make_plan(manifests: Sequence[str], size: int, seed: int, incomplete: bool =
 
 def not_unique(one: Source, other: Source, key: str) -> PackError:
     """The error for a key that two samples have."""
-    where = f"{one.where} twice" if one == other else f"{one.where} and {other.where}"
+    where = f"{one.where} twice" if one.where == other.where else f"{one.where} and {other.where}"
     return PackError(f"the key {key!r} is in {where}: keys are unique in a data set: leave one of them out")
 
 
 def _groups(sources: Iterable[Source], size: int) -> Iterator[Group]:
-    number = first = filled = 0
+    number = first = file = filled = 0
     waiting: list[Source] = []
     for source in chain(sources, (None,)):
         if waiting and (source is None or filled + source.bytes > size):
             count = sum(other.nsamples for other in waiting)
-            yield Group(number, tuple(waiting), first, count, min(count, -(-filled // size)))
-            number, first, filled, waiting = number + 1, first + count, 0, []
+            parts = min(count, -(-filled // size))
+            yield Group(number, tuple(waiting), first, count, parts, file)
+            number, first, file, filled, waiting = number + 1, first + count, file + parts, 0, []
         if source is not None:
             waiting.append(source)
             filled += source.bytes
 
 
-def _file(given: str) -> tuple[str, str]:
-    """Folder and name of a manifest."""
-    if not given.endswith(".json"):
-        return given, NAME
-    folder, slash, name = given.rpartition("/")
-    return (folder or slash or "."), name
+def _manifest(given: str) -> tuple[Storage, str]:
+    """Where a manifest lies: its folder, and its name there. `NotFound` and `PackError` say what else was named."""
+    storage = Storage.open(given)
+    storage.must_answer()
+    kind = storage.info().type
+    if given.endswith(".json") and kind != fs.FileType.Directory:
+        return storage.parent(), posixpath.basename(storage.uri)
+    if kind == fs.FileType.File:
+        raise PackError(f"{given}: no manifest: name the manifest.json of a data set, or its folder")
+    if kind == fs.FileType.Directory and not storage.exists(NAME):
+        raise NotFound(
+            f"{storage.uri}: holds no {NAME}: a run writes it with its first unit, `select` that of a decision"
+        )
+    return storage, NAME

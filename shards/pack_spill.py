@@ -18,11 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from shards.errors import explain
 from shards.pack_plan import PackError
-from shards.storage import Storage
+from shards.storage import CutOff, Storage
 
 # Requests at a time to an object store: each waits tens of milliseconds.
 _REQUESTS = 16
@@ -106,21 +103,19 @@ def _head_size(pieces: int) -> int:
 
 def _read(storage: Storage, path: str, piece: int, pieces: int) -> list[Placed]:
     size = _head_size(pieces)
+    # Read, not mapped: a mapping takes in pages around the piece, those of hundreds of files at a time.
+    read_range = storage.ranges(path)
     try:
-        with storage.open_input(path) as file:
-            head = file.read_at(size, 0)
-            if len(head) < size:
-                raise _Damaged
-            start, stop = struct.unpack_from("<2Q", head, 8 * piece)
-            (sum_,) = struct.unpack_from("<I", head, 8 * (pieces + 1) + 4 * piece)
-            if not size <= start <= stop <= file.size():
-                raise _Damaged
-            # Read, not mapped: a mapping takes in pages around the piece, those of hundreds of files at a time.
-            data = memoryview(file.read_at(stop - start, start)) if stop > start else memoryview(b"")
-    except (OSError, pa.ArrowException) as error:
-        raise explain("read", storage.where(path), error) from error
-    if not data:
-        return []
+        head = read_range(0, size)
+        start, stop = struct.unpack_from("<2Q", head, 8 * piece)
+        (sum_,) = struct.unpack_from("<I", head, 8 * (pieces + 1) + 4 * piece)
+        if not size <= start <= stop:
+            raise _Damaged
+        if start == stop:
+            return []
+        data = memoryview(read_range(start, stop))
+    except CutOff as error:
+        raise _Damaged from error
     if zlib.crc32(data) != sum_:
         raise _Damaged
     (count,) = struct.unpack_from("<Q", data)

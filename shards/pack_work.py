@@ -104,12 +104,16 @@ def record_name(number: int) -> str:
 
 def perform(task: Task) -> Done:
     """Does a task. Raises `PackError` and `StorageError`; what it did half counts for nothing."""
-    if isinstance(task, Spill):
-        return Done(task, left_out=spill(task))
-    if isinstance(task, Merge):
-        merge(task)
-        return Done(task)
-    return Done(task, gather(task))
+    try:
+        if isinstance(task, Spill):
+            return Done(task, left_out=spill(task))
+        if isinstance(task, Merge):
+            merge(task)
+            return Done(task)
+        return Done(task, gather(task))
+    finally:
+        # Arrow's allocator keeps what was given back, up to another shard.
+        pa.default_memory_pool().release_unused()
 
 
 def spill(task: Spill) -> int:

@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -69,7 +71,9 @@ class Pool:
         try:
             while True:
                 for task in islice(waiting, _AHEAD * self._workers - len(running)):
-                    running[self._start().submit(function, task)] = name(task)
+                    with _interrupt_kept_back():
+                        future = self._start().submit(function, task)
+                    running[future] = name(task)
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -104,9 +108,21 @@ class Pool:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupt_kept_back() -> Iterator[None]:
+    """From this thread, and from processes that it starts until they know what Ctrl-C is to them (`_begin`)."""
+    resource_tracker.ensure_running()  # it would be started with the first process, and let interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin() -> None:
     """Ctrl-C is the parent's to answer; and nobody works on for a parent that was killed, beside its successor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

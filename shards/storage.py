@@ -19,11 +19,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from shards.errors import NO_BUCKET, NOT_FOUND, NotFound, StorageError, Unavailable, explain
+from shards.errors import NO_BUCKET, NOT_FOUND, CutOff, NotFound, StorageError, Unavailable, explain
 from shards.local_file import write_local
 from shards.object_store import ONE_PUT_BYTES, Opened, Patience, RangedFile, open_store, root_of, shown
 
-__all__ = ["Entry", "NotFound", "Storage", "StorageError", "Unavailable"]
+__all__ = ["CutOff", "Entry", "NotFound", "Storage", "StorageError", "Unavailable"]
 
 T = TypeVar("T")
 Data: TypeAlias = bytes | bytearray | memoryview | pa.Buffer
@@ -167,16 +167,34 @@ class Storage:
         """Bytes [start, stop) of a file, mapped or read by one request; an error if the file ends before `stop`."""
         if not 0 <= start <= stop:
             raise ValueError(f"no range of bytes: {start} to {stop}")
-
-        def view() -> pa.Buffer:
-            with self._fs.open_input_file(self._path(rel)) as file:
-                file.seek(start)
-                return file.read_buffer(stop - start)
-
-        buffer = self.view(rel)[start:stop] if self.is_local else self._do("read", rel, view)
+        if not self.is_local:
+            return self.ranges(rel)(start, stop)
+        buffer = self.view(rel)[start:stop]
         if buffer.size < stop - start:
             self._ends_before(rel, stop)
         return buffer
+
+    def ranges(self, rel: str) -> Callable[[int, int], pa.Buffer]:
+        """A function that reads bytes [start, stop) of a file, never mapped nor copied, for one thread at a time.
+
+        `CutOff` if the file ends before `stop`.
+        """
+        native = self._do("read", rel, lambda: self._fs.open_input_file(self._path(rel)))
+        size = native.size()
+
+        def read(start: int, stop: int) -> pa.Buffer:
+            native.seek(start)
+            return native.read_buffer(stop - start)
+
+        def read_range(start: int, stop: int) -> pa.Buffer:
+            if stop > size:
+                self._ends_before(rel, stop)
+            buffer = self._do("read", rel, lambda: read(start, stop))
+            if buffer.size < stop - start:
+                self._ends_before(rel, stop)
+            return buffer
+
+        return read_range
 
     def open_input(self, rel: str) -> pa.NativeFile:
         """A file open for reading at any position, as Parquet's reader wants it; the caller closes it.
@@ -290,7 +308,7 @@ class Storage:
         raise NotFound(f"cannot read {self.where(rel)}: {NOT_FOUND}")
 
     def _ends_before(self, rel: str, stop: int) -> NoReturn:
-        raise StorageError(f"cannot read {self.where(rel)}: it ends before byte {stop}: has it been replaced?")
+        raise CutOff(f"cannot read {self.where(rel)}: it ends before byte {stop}: has it been replaced?")
 
     def _must_have_bucket(self) -> None:
         """Listings of a bucket that is not there are empty, as those of a folder that is not there."""

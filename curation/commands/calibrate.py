@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +54,21 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     profile = pipelines.profile(options.profile, options.overrides)
     label = filter_of(profile, options.filter)
     target = target_of(profile, options.target)
-    failure = None
-    try:
-        if options.write:  # whether it can be done is told before the work
-            now = _numbers(profile, label, dict.fromkeys(_minimums(profile, label), "0.0"))
+    if options.write:  # whether it can be done is told before the work
+        now = _numbers(profile, label, dict.fromkeys(_minimums(profile, label), "0.0"))
+        try:
             must_be_editable(pipelines.path, now, pipelines.data)
-    except EditError as error:
-        complain(str(error))
-        return 2
+        except EditError as error:
+            complain(str(error))
+            return 2
     with terminable():
         found = calibrate(profile, label, target, Sample(options.sample, options.seed, options.within), options.address)
-    try:
-        if options.write:
+    failure = None
+    if options.write:
+        try:
             edit_numbers(pipelines.path, _numbers(profile, label, found.solution.texts), pipelines.data)
-    except EditError as error:  # what was found is shown all the same
-        failure = str(error)
+        except EditError as error:  # what was found is shown all the same
+            failure = str(error)
     written = options.write and failure is None
     if options.json:
         import json
@@ -135,11 +136,10 @@ def _what_now(found: Calibration, written: bool, overrides: Sequence[str], pipel
         others = [text for text in overrides if not text.startswith(aside)]
         holds = f"; it holds with --set {' --set '.join(others)}" if others else ""
         return f"written: {pipelines.path}{holds}"
-    sets = " ".join(
-        f"--set {found.label}.min{'.' if language else ''}{language}={text}"
-        for language, text in found.solution.texts.items()
-    )
-    return f"use it: calibrate again with --write, or run (or rescore, after a run) with {sets}"
+    texts = found.solution.texts
+    value = f"={texts['']}" if "" in texts else f"={{{', '.join(f'{name}: {text}' for name, text in texts.items())}}}"
+    setting = shlex.quote(f"{found.label}.min{value}")
+    return f"use it: calibrate again with --write, or run (or rescore, after a run) with --set {setting}"
 
 
 def _minimums(profile: Profile, label: str) -> dict[str, float]:

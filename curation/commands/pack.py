@@ -27,12 +27,16 @@ def add(commands: Commands) -> None:
 def main(pipelines: Pipelines | None, options: argparse.Namespace) -> int:
     from curation.pack import pack_on_ray
     from curation.plan import RunError
+    from curation.submitted import lost_input, lost_output
     from curation.termination import terminable
     from shards.pack_plan import PackError, make_plan
     from shards.progress import Progress
     from shards.storage import Storage
 
     started = time.monotonic()
+    lost = [lost_input("MANIFEST", given) for given in options.manifests]
+    if line := next(filter(None, [*lost, lost_output("--out", options.out)]), None):
+        raise RunError(line)
     try:
         plan = make_plan(options.manifests, options.size, options.seed, options.incomplete)
     except PackError as error:

@@ -44,11 +44,11 @@ def main(pipelines: Pipelines | None, options: argparse.Namespace) -> int:
 
     opened = find(options.run, options.profiles)
     other = find(options.compare, options.profiles) if options.compare is not None else None
+    shown = gather(opened)
     if not options.partial:
-        must_be_whole(opened)
+        must_be_whole(shown.opened)
         if other is not None:
             must_be_whole(other)
-    shown = gather(opened)
     comparison = compare(shown, other, partial=options.partial) if other is not None else None
     html = page(shown, choose(opened), comparison)
     where = write(html, opened, options.out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from curation import manifests, stats
@@ -93,6 +93,8 @@ def gather(opened: Opened) -> Shown:
     failed = [manifests.read_json(output, entry.path, ("input", "error")) for entry in failures[:FAILED]]
     written = output.info("run.json").mtime_ns
     totals = opened.totals()
+    if totals.units < opened.record["input"].get("units", 0):  # manifests that went after the end was written
+        opened = replace(opened, complete=False)
     # What decided a decision's units knows nothing of the shards that `select` wrote later.
     selected = opened.is_decision and output.exists(manifest.NAME)
     shard_bytes = manifest.read_manifest(output).bytes if selected else totals.shard_bytes

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from importlib import resources
-from typing import Any
 
 from curation.report import cards, side_by_side
 from curation.report.compare import Comparison
@@ -18,7 +16,7 @@ from curation.report.data import Shown, count
 from curation.report.gallery import Gallery
 from curation.report.markup import Child, Markup, element, join, visible
 from curation.report.sections import SECTIONS
-from curation.report.tables import prose, section, table
+from curation.report.tables import prose, section, setting, table
 
 # The whole file; what the other sections leave of it is the gallery's.
 LIMIT = 4_800_000
@@ -119,7 +117,7 @@ def _foot(shown: Shown) -> Markup:
     """What the run was made with."""
     record = shown.record
     thresholds = [
-        (label, name, _json(value))
+        (label, name, setting(value))
         for label, settings in record["thresholds"].items()
         for name, value in (settings if isinstance(settings, dict) else {"": settings}).items()
     ]
@@ -150,7 +148,3 @@ def _foot(shown: Shown) -> Markup:
         prose("One file, no script, nothing fetched: it can be sent and kept as it is."),
         aria_labelledby="made-with",
     )
-
-
-def _json(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from curation.config import load
+from curation.drift import FOLDER, RESULT
 from curation.opened import Opened, open_run
 from curation.plan import RunError
 from shards.storage import Storage
@@ -18,16 +19,26 @@ def find(name: str, config: str) -> Opened:
     A folder goes first, if it holds a run: a profile is often called like a folder that holds none.
     Raises `ConfigError`, `RunError`, `StorageError`.
     """
+    opened = open_run(_folder(name, config))
+    if opened.output.uri.rstrip("/").endswith(f"/{FOLDER}/{opened.decision[:16]}"):
+        raise RunError(
+            f"{opened.output.uri}: the sample of a calibration, scored with its threshold open, and no run: "
+            f"{RESULT} there says what came of it"
+        )
+    return opened
+
+
+def _folder(name: str, config: str) -> str:
     if "://" in name or os.path.isfile(os.path.join(os.path.expanduser(name), "run.json")):
-        return open_run(name)
+        return name
     if os.sep in name or name in ("", ".", "..") or name.startswith("~"):
-        return open_run(name)
+        return name
     if not os.path.exists(config):
         raise RunError(f"{name}: neither the folder of a run nor, without {config}, a profile's name (see --config)")
     pipelines = load(config)
     if name not in pipelines.names and os.path.exists(name):
-        return open_run(name)  # which says what it lacks
-    return open_run(pipelines.profile(name).run_folder)
+        return name  # opening it says what it lacks
+    return pipelines.profile(name).run_folder
 
 
 def write(html: bytes, opened: Opened, out: str | None) -> str:

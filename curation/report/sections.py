@@ -20,7 +20,7 @@ def funnel(shown: Shown) -> Markup:
         kind = {"dropped": "left", "count": "left", "kept": "kept"}[stage.kind]
         gone = share(stage.dropped, totals.listed)
         name = join(visible(stage.name, 80), charts.bar(share(stage.left, totals.listed), kind, gone=gone))
-        dropped = f"−{stage.dropped:,}" if stage.kind == "dropped" else ""
+        dropped = (f"−{stage.dropped:,}" if stage.dropped else "0") if stage.kind == "dropped" else ""
         left = "" if stage.name in ("listed", "not fetched") else f"{share(stage.left, totals.seen):.1%}"
         rows.append((name, dropped, stage.left, left))
     return join(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from curation.report import charts, data
 from curation.report.compare import Comparison
 from curation.report.data import Shown, count, share
 from curation.report.markup import Child, Markup, element, join, visible
-from curation.report.tables import prose, table
+from curation.report.tables import prose, setting, table
 
 
 def comparison_section(shown: Shown, comparison: Comparison) -> Markup:
@@ -44,13 +43,9 @@ def _retentions(shown: Shown, other: Shown) -> str:
 def _settings(caption: str, settings: list[tuple[str, Any, Any]], none: str) -> Markup:
     if not settings:
         return prose(none)
-    rows = [(name, _json(there), _json(here)) for name, there, here in settings[: data.ROWS]]
+    rows = [(name, setting(there), setting(here)) for name, there, here in settings[: data.ROWS]]
     more = [prose(f"Shown are {data.ROWS} of {len(settings):,}.")] if len(settings) > data.ROWS else []
     return join(table(caption, ("setting", "there", "here"), rows), *more)
-
-
-def _json(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _funnels(shown: Shown, other: Shown) -> Markup:
@@ -90,8 +85,8 @@ def _flips(comparison: Comparison) -> Markup:
     more = [prose(f"Shown are {data.ROWS} of {len(flips):,} pairs.")] if len(flips) > data.ROWS else []
     return join(
         prose(
-            f"{total:,} samples have another reason here than there: {comparison.gained:,} are kept that were not, "
-            f"{comparison.lost:,} are no longer kept ({compared})."
+            f"{count(total, 'sample')} {'has' if total == 1 else 'have'} another reason here than there: newly kept "
+            f"{comparison.gained:,}, no longer kept {comparison.lost:,} ({compared})."
         ),
         table(
             "Reason there → reason here",

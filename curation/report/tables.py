@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ def section(name: str, heading: str, body: Child) -> Markup:
 
 def prose(*children: Child) -> Markup:
     return element("p", *children)
+
+
+def setting(value: Any) -> str:
+    """A setting of a profile, as JSON."""
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def table(

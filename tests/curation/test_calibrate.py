@@ -18,8 +18,10 @@ from curation.config import load
 from curation.plan import RunError, make_plan
 from curation.run import run
 from curation.sampling import Sample, drawn
+from curation.yaml_edit import must_be_editable
 from shards.storage import Storage
 from tests.curation.pairs import CHEAP, flat, good_pairs, image, profile, write_config, write_parquet, write_tar
+from tests.curation.runs import run_whole
 from tests.curation.test_run import clip_settings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -126,6 +128,9 @@ def test_each_language_is_cut_at_the_same_share(tmp_path: Path, capsys: pytest.C
     assert told["written"] is True
     assert load(config).profile("test").filters["clip_score"].model_dump()["min"] == told["after"]
     assert told["retention"] == pytest.approx(0.25, abs=0.003)
+    assert main(["calibrate", "--config", str(config), "--target", "0.25"]) == 0
+    setting = capsys.readouterr().out.rpartition("with --set ")[2]
+    assert setting == f"'clip_score.min={{en: {told['after']['en']}, zh: {told['after']['zh']}}}'\n"
     assert run(load(config).profile("test")).totals.retention == told["retention"]
 
 
@@ -137,8 +142,7 @@ def test_rows_that_the_run_never_scored_are_scored_here(tmp_path: Path) -> None:
     strict = {"text_length": {"min_chars": 45}, "clip_score": {**settings, "min": 0.0}}
     loose = {"text_length": {}, "clip_score": {**settings, "min": 0.0}}
     first = profile(tmp_path, filters=strict)
-    result = run(first)
-    assert result.totals.reasons["text_length"] == 9
+    assert run_whole(first).totals().reasons["text_length"] == 9
     tight = found(first, 0.1, share=1.0)
     assert (tight.reused, tight.of) == (3, 3)
     assert not Storage.open(tight.folder).list("ledger")
@@ -188,7 +192,7 @@ def test_out_of_reach_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "text_length drops 20.0 % first, 18.2 % alone: loosen what costs too much, or set a lower --target" in line
     line = refused("--target", "0.79")
     assert "but even with clip_score.min at -1 only" in line
-    assert "have no score" in line
+    assert "have no score (column 'similarity' is empty there, and `missing: drop`)" in line
     line = refused("--target", "0.01", "--set", "clip_score.missing=keep")
     assert "kept whatever clip_score.min is" in line
     assert "set clip_score.missing to drop" in line
@@ -199,6 +203,18 @@ def test_out_of_reach_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(RunError, match="has no clip_score filter"):
         filter_of(profile(tmp_path, "parquet"), None)
     assert target_of(profile(tmp_path, "parquet", target_retention=0.2), None) == 0.2
+
+
+def test_a_tie_far_from_the_target_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"uid": str(row), "image": image(), "caption": "A cat sits on a sofa"} for row in range(20)]
+    write_parquet(tmp_path / "in/0.parquet", [{**row, "similarity": 0.31} for row in pairs])
+    config = str(write_config(tmp_path, "parquet", **SHIPPED))
+    assert main(["calibrate", "--config", config]) == 0
+    said = capsys.readouterr()
+    assert "warning: test: no threshold comes nearer to 30.00% than 70.0 points: many scores are the same" in said.err
+    assert "tie: 20 samples lie exactly on 0.31: one step up keeps 0.00%" in said.out
+    assert main(["calibrate", "--config", config, "--target", "0.997"]) == 0
+    assert "warning:" not in capsys.readouterr().err
 
 
 def test_nothing_to_see(tmp_path: Path) -> None:
@@ -246,6 +262,23 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path, capsys: 
     assert "threshold: clip_score.min 0.1 -> " in said
     assert "it holds with --set min_size.short_side=100" in said
     assert "min: 0.3\n" not in config.read_text()
+
+
+def test_what_was_found_is_shown_where_the_file_changes_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_scores(tmp_path, 1, 10)
+    config = write_config(tmp_path, "parquet", **SHIPPED)
+
+    def changed_after(*arguments: Any) -> None:
+        must_be_editable(*arguments)
+        config.write_text(config.read_text().replace("target_retention: 0.3", "target_retention: 0.4"))
+
+    monkeypatch.setattr("curation.yaml_edit.must_be_editable", changed_after)
+    assert main(["calibrate", "--config", str(config), "--write", "--json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["written"] is False
+    assert f"error: {config}: has changed since it was read: nothing was written" in said.err
 
 
 def test_a_unit_that_fails(tmp_path: Path) -> None:

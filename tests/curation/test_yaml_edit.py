@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.config import load
-from curation.yaml_edit import EditError, edit_numbers, same, with_numbers
+from curation.yaml_edit import EditError, edit_numbers, must_be_editable, same, with_numbers
 from curation.yaml_lines import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +176,20 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     edit_numbers(link, {AT: "0.4"}, {"a": {"min": 0.3}})
     assert link.is_symlink()
     assert real.read_bytes() == b"a: {min: 0.4}\r\n"
+
+
+def test_a_file_that_is_protected_is_told_before_the_work_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: {min: 0.3}\n")
+    must_be_editable(path, {AT: "0.4"}, {"a": {"min": 0.3}})
+    assert path.read_text() == "a: {min: 0.3}\n"
+    path.chmod(0o444)
+    for change in (must_be_editable, edit_numbers):
+        with pytest.raises(EditError, match=r"a.yaml: cannot be written: it or its folder is read-only"):
+            change(path, {AT: "0.4"}, {"a": {"min": 0.3}})
+    assert path.read_text() == "a: {min: 0.3}\n"
+    with pytest.raises(EditError, match="cannot be read again"):
+        must_be_editable(tmp_path / "gone.yaml", {AT: "0.4"}, {})
 
 
 def test_a_file_that_has_changed_or_cannot_be_written_is_left_alone(

@@ -54,6 +54,9 @@ def test_what_changed_sides_is_what_the_ledgers_say(run: Opened, tmp_path: Path)
         str(here.kept),
         f"{here.kept - there.kept:+,}".replace("-", "−"),
     ]
+    total = sum(expected.values())
+    words = f"{total} samples have another reason here than there: newly kept {comparison.gained}, no longer kept"
+    assert f"{words} {comparison.lost} (" in soup.get_text()
     assert rows_of(soup, "Thresholds that differ")["aspect_ratio.max"] == ["3.0", "4.0"]
     assert f"{(here.retention - there.retention) * 100:+.2f} points" in soup.get_text()  # type: ignore[operator]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,24 @@ def test_a_run_that_is_half_written_is_refused_or_said_to_be(run: Opened, call: 
         path.unlink()
     call(folder, "--partial")
     assert "there is no funnel yet" in (folder / "report.html").read_text()
+
+
+def test_a_unit_that_went_after_the_end_is_missed(run: Opened, call: Call, tmp_path: Path) -> None:
+    next(Path(run.output.uri).glob("units/*.json")).unlink()
+    folder = tmp_path / "runs/test"
+    assert "not complete" in call(folder)
+    call(folder, "--partial")
+    assert "the 2 of 3 units that are committed so far" in (folder / "report.html").read_text()
+
+
+def test_the_sample_of_a_calibration_is_no_run(run: Opened, call: Call, tmp_path: Path) -> None:
+    sample = tmp_path / "runs/test/calibration" / run.decision[:16]
+    shutil.copytree(run.output.uri, sample)
+    assert "the sample of a calibration" in call(sample)
+    assert "the sample of a calibration" in call(run.output.uri, "--compare", sample)
+    # A run that is kept in a folder of that name is one all the same.
+    shutil.copytree(run.output.uri, tmp_path / "calibration/test")
+    call(tmp_path / "calibration/test")
 
 
 def test_a_failed_unit_is_shown(run: Opened, call: Call, tmp_path: Path) -> None:
