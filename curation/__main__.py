@@ -7,11 +7,13 @@ Exit status: 0 done; 1 the work did not end whole; 2 a mistake in the call or th
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from curation.commands.common import complain
 
@@ -69,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        complain(f"what was to be shown cannot be written: {error.strerror}")
+        with suppress(OSError):  # or Python tries once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt:
         complain("interrupted; what is committed stays: the same command goes on from there")
         return 130

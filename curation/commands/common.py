@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curation.config import Pipelines
+    from curation.opened import Opened
     from curation.profile import Profile
 
 # What `ArgumentParser.add_subparsers` gives.
@@ -46,6 +48,20 @@ def decision_options(added: argparse.ArgumentParser) -> None:
         help="a later decision of the run (`rescore`), by the first digits of its fingerprint",
     )
     added.add_argument("--partial", action="store_true", help="also takes what is not complete")
+
+
+def opened_as_asked(pipelines: Pipelines, options: argparse.Namespace) -> tuple[Profile, Opened, Opened]:
+    """The profile, its run, and what is to be shown: a later decision, by --decision or by --set's thresholds."""
+    from curation.opened import open_run
+    from curation.select import open_decision
+
+    profile = pipelines.profile(options.profile, options.overrides)
+    run = open_run(profile.run_folder)
+    # What the file says may have moved on since the run; what this call says counts.
+    asked = options.overrides and profile.decision_identity() != pipelines.profile(profile.name).decision_identity()
+    if options.decision is None and (not asked or run.prints(profile).decision == run.decision):
+        return profile, run, run
+    return profile, run, open_decision(run, profile, options.decision)
 
 
 def on_cluster(added: argparse.ArgumentParser, otherwise: str = "Ray on this machine") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from curation.commands.common import Commands, command, decision_options, overridable, show
+from curation.commands.common import Commands, command, decision_options, opened_as_asked, overridable, show
 
 if TYPE_CHECKING:
     from curation.config import Pipelines
@@ -28,12 +28,9 @@ def add(commands: Commands) -> None:
 
 def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     from curation.export import export
-    from curation.opened import must_be_up_to_date, must_be_whole, open_run
-    from curation.select import open_decision
+    from curation.opened import must_be_up_to_date, must_be_whole
 
-    profile = pipelines.profile(options.profile, options.overrides)
-    run = open_run(profile.run_folder)
-    opened = run if options.decision is None else open_decision(run, profile, options.decision)
+    _, run, opened = opened_as_asked(pipelines, options)
     if not options.partial:
         must_be_whole(opened)
     if opened.is_decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from curation.commands.common import Commands, command, overridable, show, show_funnel
+from curation.commands.common import Commands, command, opened_as_asked, overridable, show, show_funnel
 
 if TYPE_CHECKING:
     from curation.config import Pipelines
@@ -25,14 +25,9 @@ def add(commands: Commands) -> None:
 def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
     import json
 
-    from curation.opened import open_run
-    from curation.select import open_decision
     from curation.stats import funnel, funnel_lines
 
-    profile = pipelines.profile(options.profile, options.overrides)
-    opened = open_run(profile.run_folder)
-    if options.decision is not None:
-        opened = open_decision(opened, profile, options.decision)
+    profile, _, opened = opened_as_asked(pipelines, options)
     totals, seconds, failed, labels = opened.totals(), opened.wall_seconds(), opened.failures(), opened.labels
     if options.json:
         shape = {

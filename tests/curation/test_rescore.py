@@ -365,6 +365,13 @@ def test_the_commands(ran: Path) -> None:
     assert call("export", "test", "--keys", "kept", "--decision", decision[:6]).returncode == 0
     exported = pq.read_table(ran / f"runs/test/decisions/{decision}/export/kept/part-00000.parquet")
     assert len(exported) == told["kept"]
+    by_set = call("export", "test", "--set", "bright.min=130", "--out", str(ran / "out"))
+    assert f"{told['kept']:,} kept samples" in by_set.stdout
+    assert json.loads(call("stats", "test", "--set", "bright.min=130", "--json").stdout)["kept"] == told["kept"]
+    assert "nothing is decided for these thresholds" in call("export", "test", "--set", "bright.min=131").stderr
+    full = f"{sys.executable} -m curation stats test --config {config} > /dev/full"
+    crowded = subprocess.run(full, shell=True, capture_output=True, text=True, check=False)
+    assert (crowded.returncode, crowded.stderr.count("\n")) == (1, 1), crowded.stderr
     never = call("rescore", "test", "--set", "punsafe.max=0.3")
     assert never.returncode == 2
     assert never.stderr.count("\n") == 1
