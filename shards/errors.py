@@ -33,6 +33,7 @@ NO_BUCKET = "there is no such bucket: check its name, and region and endpoint"
 _REMOTE_ADVICE = {
     "NO_SUCH_BUCKET": NO_BUCKET,
     "NO_SUCH_KEY": NOT_FOUND,  # gone since it was opened
+    "RESOURCE_NOT_FOUND": NOT_FOUND,
     "Bucket '": NO_BUCKET,  # where its region was asked for
     "ACCESS_DENIED": "access denied: check the credentials in the environment and the bucket's policy",
     "INVALID_ACCESS_KEY_ID": "access denied: the access key in the environment is not known there",

@@ -25,7 +25,7 @@ from shards.manifest import DatasetManifest, ManifestError, read_manifest, write
 from shards.pack_left import Standing, keys_file, tasks_left
 from shards.pack_plan import PackError, Plan, not_unique
 from shards.pack_work import FOLDER, Done, Gather, Merge, Task
-from shards.storage import NotFound, Storage
+from shards.storage import NotFound, Storage, StorageError
 from shards.unique import KeyHashes
 
 # Does tasks, in any order, and yields each as it ends; closing it ends those at work.
@@ -65,7 +65,7 @@ def pack(plan: Plan, out: Storage, run: Run, told: Told) -> Packed:
         out.sweep_temporary(0)
         try:
             worked, left_out = _work(plan, out, run, told)
-        except NotFound:
+        except StorageError:
             # Another pack of the same, on another machine, may have ended first and cleared up.
             if not _finished(plan, out):
                 raise

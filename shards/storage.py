@@ -175,7 +175,7 @@ class Storage:
         return buffer
 
     def ranges(self, rel: str) -> Callable[[int, int], pa.Buffer]:
-        """A function that reads bytes [start, stop) of a file, never mapped nor copied, for one thread at a time.
+        """A function that reads bytes [start, stop) of a file, never mapped nor copied.
 
         `CutOff` if the file ends before `stop`.
         """
@@ -183,8 +183,7 @@ class Storage:
         size = native.size()
 
         def read(start: int, stop: int) -> pa.Buffer:
-            native.seek(start)
-            return native.read_buffer(stop - start)
+            return pa.py_buffer(native.read_at(stop - start, start))
 
         def read_range(start: int, stop: int) -> pa.Buffer:
             if stop > size:

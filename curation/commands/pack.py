@@ -17,9 +17,10 @@ def add(commands: Commands) -> None:
     added = bare(
         commands,
         "pack",
-        f"{pack_command.TEXT} The same as `python -m shards pack`, on a Ray cluster.",
+        "Makes few equal shards, globally shuffled, of many small ones, on a Ray cluster.",
         "pack s3://bucket/curated/laion_en s3://bucket/curated/coyo --size 1GB --out s3://bucket/packed",
     )
+    added.description = f"{pack_command.TEXT} The same bytes as `python -m shards pack`, made on a Ray cluster."
     pack_command.add_arguments(added)
     on_cluster(added)
 

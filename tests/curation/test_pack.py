@@ -78,6 +78,49 @@ def test_a_folder_that_another_driver_holds_is_refused(inputs: list[str], tmp_pa
         pack_on_ray(make_plan(inputs, SIZE, 0), out, None, lambda done, of: None)
 
 
+def test_a_data_set_of_others_is_not_touched(inputs: list[str], tmp_path: Path) -> None:
+    """Not even by a lease, while Ray starts."""
+    where = Path(inputs[0])
+    (where / lease.NAME).write_text("theirs")
+    try:
+        with pytest.raises(RunError, match=rf"^{where}: holds another data set \(one\)"):
+            pack_on_ray(make_plan(inputs, SIZE, 0), Storage.open(str(where)), None, lambda done, of: None)
+        assert (where / lease.NAME).read_text() == "theirs"
+    finally:
+        (where / lease.NAME).unlink()
+
+
+def test_files_that_another_machine_keeps_to_itself_are_told(
+    inputs: list[str], tmp_path: Path, ray_local: None
+) -> None:
+    """A folder that is not shared: what a task wrote there is not there for the driver."""
+    plan, out = make_plan(inputs, SIZE, 0), Storage.open(str(tmp_path / "out"))
+
+    def told(done: int, of: int) -> None:
+        if done == len(plan.groups):
+            out.delete(f"{FOLDER}/keys/000000")
+
+    with pytest.raises(JobError, match=r"keys/000000: not found: check the path \(on more than one machine, --out is"):
+        pack_on_ray(plan, out, None, told)
+
+
+def test_relative_paths_of_a_submitted_job_are_refused(
+    inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    for arguments, line in (
+        ([inputs[0], "--out", "packed"], "error: --out: 'packed' is relative, and a submitted job runs in a copy of"),
+        (["in", "--out", str(tmp_path / "out")], "error: MANIFEST: 'in' is relative, and not among the files that"),
+    ):
+        assert main(["pack", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(line)
+        assert said.endswith("give an absolute path that all nodes share, or s3://\n")
+    assert list(copy.iterdir()) == []
+
+
 def test_a_task_asks_for_no_more_memory_than_there_is(inputs: list[str]) -> None:
     plan = make_plan(inputs, 10**9, 0)
     assert _memory(plan, [{"CPU": 1.0}]) is None

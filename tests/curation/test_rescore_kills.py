@@ -78,9 +78,14 @@ def count(folder: Path) -> int:
 WHERE = {"rescore": "decided", "select": "units"}
 
 
-@pytest.mark.parametrize("command", ["rescore", "select"])
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, id="twice"), pytest.param(20, id="20-times", marks=[pytest.mark.slow])]
+    ("command", "kills"),
+    [
+        ("rescore", 2),
+        ("select", 1),
+        pytest.param("rescore", 20, marks=pytest.mark.slow),
+        pytest.param("select", 20, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_random_moments(base: Path, config: Path, tmp_path: Path, command: str, kills: int) -> None:
     """kill -9 while it starts, between and in the middle of units, and when all units are done."""
@@ -230,11 +235,36 @@ def test_stopped_at_any_time(base: Path, config: Path, tmp_path: Path, number: s
     same_as(decision_of(config, LOOSER), expected(base, LOOSER))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_stopped_while_what_is_missing_is_scored(
+    base: Path, config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """While Ray starts, and while it is at work."""
+    root = config.parent / "runs/test"
+    with_missing = [*options(config, MISSING), "--score-missing"]
+    for step in range(4):
+        with driver(tmp_path / f"{step}.log", "rescore", *with_missing) as victim:
+            if step:
+                victim.wait_until(lambda: "to do; starting Ray" in victim.said, "the start of Ray")
+                time.sleep(2 * step)
+            else:
+                victim.wait_until(lambda: list((root / "scores").glob("*")), "the first unit")
+            victim.send(number)
+            assert victim.end() in (0, {TERM: 143, INT: 130}[number]), victim.said
+            assert "Traceback" not in victim.said
+        assert not (root / "lease.json").exists()
+    whole(config, tmp_path / "last.log", "rescore", MISSING, "--score-missing")
+    select(checked(config, *MISSING), workers=1)
+    same_as(decision_of(config, MISSING), expected(base, MISSING))
+    must_be_clean(root)
+
+
 def test_two_at_once(base: Path, config: Path, tmp_path: Path, late: Late) -> None:
     """The second one is told who is at work, and harms nothing. Other decisions of the run are free."""
     folder = decision_of(config, TIGHTER)
     rescore(checked(config, *LOOSER))
-    late(0.5)
+    late(0.3)
     with driver(tmp_path / "first.log", "rescore", *options(config, TIGHTER), "--workers", "1") as first:
         first.wait_until(lambda: count(folder / "decided") >= 1, "the first unit")
         first.send(signal.SIGSTOP)  # while the others are tried

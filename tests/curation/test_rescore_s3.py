@@ -203,9 +203,8 @@ def test_in_bad_weather(place: Place) -> None:
     place.must_be(LOOSER)
 
 
-@pytest.mark.parametrize(
-    "where", ["ledger", *(pytest.param(folder, marks=pytest.mark.slow) for folder in ("decided", "samples", "units"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["ledger", "decided", "samples", "units"])
 def test_units_that_cannot_be_written_fail_and_are_finished_later(place: Place, where: str) -> None:
     """Half of the units: each is told, with what to do; the others are decided, or selected."""
     profile = checked(place.config, *LOOSER)

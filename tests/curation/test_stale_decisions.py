@@ -109,7 +109,7 @@ def test_a_unit_made_again_with_the_same_bytes_harms_no_decision(config: Path, t
     result = run(checked(config), redo=[unit])
     assert (result.worked, result.failed) == (1, [])
     assert rescore(checked(config, *LOOSER)).worked == 0
-    assert select(checked(config, *LOOSER)).worked == 0
+    assert select(checked(config, *LOOSER), workers=1).worked == 0
     as_fresh(config, LOOSER, tmp_path)
 
 
@@ -155,6 +155,28 @@ def test_scores_that_were_made_for_other_samples_do_not_count(config: Path, tmp_
     before = (config.parent / f"runs/test/scores/{units['00000.tar']}.parquet").stat().st_mtime_ns
     assert score_missing(checked(config, *MISSING), False, None, None) == []
     assert (config.parent / f"runs/test/scores/{units['00000.tar']}.parquet").stat().st_mtime_ns == before
+    as_fresh(config, MISSING, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_unit_that_cannot_be_scored_is_told_and_nothing_of_the_run_has_failed(config: Path, tmp_path: Path) -> None:
+    """The raw file is gone for a while: the other units are scored, once."""
+    root, tar = config.parent / "runs/test", config.parent / "in/00001.tar"
+    (unit,) = [unit["unit_id"][:12] for unit in units_of(root) if unit["input"]["path"] == tar.name]
+    tar.rename(tmp_path / "away.tar")
+    (told,) = score_missing(checked(config, *MISSING), False, None, None)
+    assert told == f"unit {unit}: cannot read {tar}: not found: check the path"
+    assert open_run(str(root)).failures() == []
+    assert not list((root / "attempts").glob("*"))
+    scores = {path.stem: path.stat().st_mtime_ns for path in (root / "scores").iterdir()}
+    assert len(scores) == UNITS - 1
+    refused = rescore(checked(config, *MISSING))
+    assert (refused.unscored, refused.folder) == (3, None)
+    (tmp_path / "away.tar").rename(tar)
+    assert score_missing(checked(config, *MISSING), False, None, None) == []
+    after = {path.stem: path.stat().st_mtime_ns for path in (root / "scores").iterdir()}
+    assert after.pop(unit)
+    assert after == scores
     as_fresh(config, MISSING, tmp_path)
 
 
@@ -287,7 +309,7 @@ def test_a_ledger_part_of_a_decision_that_was_damaged_in_place(
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    (told,) = select(checked(config, *TIGHTER)).failed
+    (told,) = select(checked(config, *TIGHTER), workers=1).failed
     assert told.endswith(
         f"{part}: damaged, its sha256 is not that of its unit's manifest: delete it, and call `rescore` with the "
         "thresholds of this decision again"
@@ -308,7 +330,7 @@ def test_what_cannot_be_made_again_does_not_count_as_whole(config: Path, tmp_pat
     aside = tmp_path / "aside.tar"
     os.rename(base, aside)
     shard.unlink()
-    (told,) = select(checked(config, *TIGHTER)).failed
+    (told,) = select(checked(config, *TIGHTER), workers=1).failed
     assert f"{base}: missing, though its unit is committed: make its unit again" in told
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
     os.rename(aside, base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shards.index import write_index
@@ -16,6 +17,7 @@ from shards.pool import Pool
 from shards.storage import Storage
 from shards.tar import build_shard, group, scan
 
+SIZE = 60_000
 Sample = tuple[str, list[tuple[str, bytes]]]
 
 
@@ -58,6 +60,11 @@ def packed(plan: Plan, out: Path | str, workers: int = 1, told: Told = lambda do
 
 def pack_of(given: Sequence[str], out: Path | str, size: int, seed: int = 0, workers: int = 1) -> Packed:
     return packed(make_plan(given, size, seed), out, workers)
+
+
+def few_large(folder: Path) -> Plan:
+    """Three input shards for 180 packed ones: each is laid off into more files than a task of the plan reads from."""
+    return replace(make_plan([dataset(folder, pairs(3, 60))], 1, 0), fan=16)
 
 
 def files(folder: Path) -> dict[str, bytes]:

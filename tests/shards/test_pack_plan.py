@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.shards.packing import dataset, pairs
 SEEDS = st.integers(0, 2**64)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), SEEDS)
 def test_every_place_is_taken_once(size: int, seed: int) -> None:
     order = Permutation(size, seed)
@@ -30,7 +32,7 @@ def test_every_place_is_taken_once(size: int, seed: int) -> None:
 
 
 @given(st.integers(1, 10**15), SEEDS, st.data())
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_places_of_a_huge_set_are_in_it_and_differ(size: int, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, size - 1))
     places = Permutation(size, seed).places(start, min(size, start + 200))
@@ -108,7 +110,7 @@ def plan_of(folder: Path, counts: list[int], mean: int, size: int, seed: int = 0
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(1, 50_000), st.integers(1, 2_000_000))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_shards_are_equal_and_near_the_size(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], mean: int, size: int
 ) -> None:
@@ -133,7 +135,12 @@ def test_shards_are_equal_and_near_the_size(
         rows = [group.rows(part) for part in range(group.parts)]
         assert [row for part in rows for row in part] == list(range(group.nsamples))
         assert all(rows)
-    # Chunks and buckets, where there is a round of merging.
+    # Chunks and buckets, where there is a round of merging: as many files in each as tasks can read from.
+    merging = replace(plan, fan=8)
+    if merging.chunks:
+        files = Counter(merging.chunk_of(group.file + part) for group in plan.groups for part in range(group.parts))
+        assert sorted(files) == list(range(merging.chunks))
+        assert max(files.values()) <= merging.chunks
     assert [plan.bucket_of(number) for number in range(plan.nshards)] == [
         bucket for bucket in range(plan.buckets) for _ in plan.bucket(bucket)
     ]
@@ -169,7 +176,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_inputs_that_cannot_be_packed(tmp_path: Path) -> None:
     whole = dataset(tmp_path / "whole", pairs(2, 3))
-    with pytest.raises(PackError, match=r"the key 'a0000-000000' is in .*0000.tar and .*0000.tar: keys are unique"):
+    with pytest.raises(
+        PackError, match=r"the key 'a0000-000000' is in .*/whole/shards/0000.tar twice: keys are unique"
+    ):
         make_plan([whole, f"{whole}/"], 1000, 0)
     copy = dataset(tmp_path / "copy", pairs(2, 3))
     with pytest.raises(PackError, match=r"the key 'a0000-000000' is in .*/whole/.* and .*/copy/shards/0000.tar: keys"):

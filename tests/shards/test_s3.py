@@ -82,6 +82,10 @@ def test_what_a_storage_does(store: Store, bucket: str) -> None:
         storage.read("m.json.gz")
     with pytest.raises(StorageError, match="ends before byte 13000000"):
         storage.view_range("a/b.tar", 1, 13_000_000)
+    read_range = storage.ranges("a/b.tar")
+    storage.delete("a/b.tar")
+    with pytest.raises(NotFound, match="b.tar: not found: check the path$"):  # gone since it was opened
+        read_range(0, 1000)
 
 
 def test_a_small_file_is_one_put_and_a_large_one_appears_when_it_is_complete(store: Store, bucket: str) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from shards.inputs import resolve_inputs
-from shards.storage import Entry, NotFound, Storage, StorageError
+from shards.storage import CutOff, Entry, NotFound, Storage, StorageError
 
 ROOT_USER = os.geteuid() == 0
 
@@ -50,6 +50,8 @@ def test_write_read_list_delete(storage: Storage) -> None:
     assert storage.view("a.txt").to_pybytes() == b"hello!"
     assert storage.view_range("a.txt", 1, 4).to_pybytes() == b"ell"
     assert storage.view_range("a.txt", 6, 6).size == 0
+    read_range = storage.ranges("a.txt")
+    assert [read_range(*cut).to_pybytes() for cut in ((1, 4), (0, 2), (6, 6))] == [b"ell", b"he", b""]
     with storage.open_input("a.txt") as file:
         file.seek(2)
         assert file.read(2) == b"ll"
@@ -83,8 +85,9 @@ def test_missing_files_are_told(storage: Storage) -> None:
 
 def test_a_range_behind_the_end_is_told(storage: Storage) -> None:
     storage.write("a", b"12345")
-    with pytest.raises(StorageError, match="ends before byte 9"):
-        storage.view_range("a", 3, 9)
+    for read in (lambda: storage.view_range("a", 3, 9), lambda: storage.ranges("a")(0, 9)):
+        with pytest.raises(CutOff, match="ends before byte 9"):
+            read()
     with pytest.raises(ValueError, match="no range"):
         storage.view_range("a", 3, 2)
 
