@@ -36,6 +36,8 @@ from tests.curation.processes import PATIENCE_S, Driver, driver
 from tests.curation.runs import run_whole
 from tests.small_disk import small_disk
 
+pytestmark = pytest.mark.slow
+
 UNITS = 12
 LATE = {**FILTERS, "bright": {"filter": "tests.curation.plugins:Late", "min": 124.0}}
 

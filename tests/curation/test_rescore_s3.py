@@ -24,6 +24,8 @@ from tests.curation.processes import driver
 from tests.curation.runs import run_whole
 from tests.s3 import KEY, SECRET, Fault, Store, serving_here
 
+pytestmark = pytest.mark.slow
+
 UNITS = 3
 PATIENCE_S = 8
 SAME = ("ledger/", "shards/", "samples/", "manifest.json", "shards.txt", "decision.json", "export/")

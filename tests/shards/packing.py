@@ -63,8 +63,8 @@ def pack_of(given: Sequence[str], out: Path | str, size: int, seed: int = 0, wor
 
 
 def few_large(folder: Path) -> Plan:
-    """Three input shards for 180 packed ones: each is laid off into more files than a task of the plan reads from."""
-    return replace(make_plan([dataset(folder, pairs(3, 60))], 1, 0), fan=16)
+    """Three input shards for 90 packed ones: each is laid off into more files than a task of the plan reads from."""
+    return replace(make_plan([dataset(folder, pairs(3, 30))], 1, 0), fan=8)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -60,7 +60,7 @@ def test_broken_off_after_any_task_it_goes_on(two_sets: list[str], two_packed: P
 def test_large_shards_are_not_read_again(tmp_path: Path) -> None:
     """Files of one input shard wait for several tasks, and go as each of them ends."""
     plan = few_large(tmp_path / "in")
-    tasks = in_steps(plan, Storage.open(str(tmp_path / "out")), 25)
+    tasks = in_steps(plan, Storage.open(str(tmp_path / "out")), 20)
     packed(replace(plan, fan=512), tmp_path / "fresh")
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
     assert len({str(task) + type(task).__name__ for task in tasks}) == len(tasks)
