@@ -53,7 +53,7 @@ def pack(plan: Plan, out: Storage, run: Run, told: Told) -> Packed:
     """Does what is left of a pack in the folder `out`, and gives its manifest, which is written last.
 
     Raises `PackError` where the folder holds something else, an input is damaged or keys come twice; `StorageError`.
-    Memory here: about 2 KB for each input and output shard; to compare keys, 64 MB and 1 MB for each million samples,
+    Memory here: about 3 KB for each input and output shard; to compare keys, 64 MB and 1 MB for each million samples,
     and 24 bytes of temporary disk for each sample.
     """
     out.must_answer()

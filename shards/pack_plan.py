@@ -186,7 +186,7 @@ def make_plan(manifests: Sequence[str], size: int, seed: int, incomplete: bool =
 
     Shards come to be as many as keep their mean at most `size` bytes, by the sizes in the manifests. incomplete: data
     sets whose manifests say `complete: false` are taken as they are. Raises `PackError`, `ManifestError`,
-    `StorageError`. Memory: about 2 KB for each input shard.
+    `StorageError`. Memory: about 3 KB for each input shard.
     """
     inputs = []
     sources: dict[str, Source] = {}
