@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a shard holds on average at most: 500MB, 256MiB, a number of bytes; default: 1GB",
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the shuffle; default: %(default)s")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the packed data set goes: as MANIFEST")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the packed data set's folder, new or empty: as MANIFEST"
+    )
     parser.add_argument(
         "--incomplete", action="store_true", help="takes data sets whose manifests say that they are not complete"
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import IO, Self
+
+from shards.errors import explain
 
 _HASH = 16  # bytes
 _PLACE = struct.Struct("<II")
@@ -21,7 +23,10 @@ _SPOOL = 1 << 18
 
 
 class KeyHashes:
-    """Takes in the key hashes of shards, and tells which of them meet again in another shard."""
+    """Takes in the key hashes of shards, and tells which of them meet again in another shard.
+
+    Raises `StorageError` where the temporary folder cannot be written, or is full.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -30,7 +35,8 @@ class KeyHashes:
     def __enter__(self) -> Self:
         for _ in range(256):
             bucket = tempfile.SpooledTemporaryFile(_SPOOL, prefix="shards-keys-")
-            self._buckets.append(self._stack.enter_context(bucket))
+            self._buckets.append(bucket)
+            self._stack.callback(_close, bucket)
         return self
 
     def __exit__(
@@ -40,15 +46,17 @@ class KeyHashes:
 
     def add(self, shard: int, hashes: bytes) -> None:
         """The samples of a shard: 16 bytes each, in their order."""
-        for sample in range(len(hashes) // _HASH):
-            digest = hashes[sample * _HASH : (sample + 1) * _HASH]
-            self._buckets[digest[0]].write(digest + _PLACE.pack(shard, sample))
+        with _told():
+            for sample in range(len(hashes) // _HASH):
+                digest = hashes[sample * _HASH : (sample + 1) * _HASH]
+                self._buckets[digest[0]].write(digest + _PLACE.pack(shard, sample))
 
     def repeated(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """(shard, sample) of every key that another shard has too, after the place where it is first."""
         for bucket in self._buckets:
-            bucket.seek(0)
-            data = bucket.read()
+            with _told():
+                bucket.seek(0)
+                data = bucket.read()
             hashes = [data[at : at + _HASH] for at in range(0, len(data), _RECORD)]
             if len(set(hashes)) == len(hashes):
                 continue
@@ -60,3 +68,16 @@ class KeyHashes:
                 for place in found[1:]:
                     if place[0] != found[0][0]:
                         yield found[0], place
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain("write to", "the temporary folder (TMPDIR)", error) from error
+
+
+def _close(bucket: IO[bytes]) -> None:
+    with suppress(OSError):  # what a full disk did not take: nobody will read it
+        bucket.close()

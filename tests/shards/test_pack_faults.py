@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from shards import unique
 from shards.pack import pack
 from shards.pack_plan import PackError, make_plan
 from shards.pack_work import Done, Spill, Task, perform
@@ -94,6 +96,22 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(two_sets: list[str], two_pa
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         pack_of(two_sets, disk / "out", SIZE)
         assert files(disk / "out") == files(two_packed)
+
+
+def test_a_full_temporary_folder_is_one_line(
+    two_sets: list[str], two_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes of keys wait there, once they are too many for memory: here at once."""
+    monkeypatch.setattr(unique, "_SPOOL", 1)
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with pytest.raises(
+            StorageError, match=r"^cannot write to the temporary folder \(TMPDIR\): no space left on the"
+        ):
+            pack_of(two_sets, tmp_path / "out", SIZE)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        pack_of(two_sets, tmp_path / "out", SIZE)
+    assert files(tmp_path / "out") == files(two_packed)
 
 
 def test_a_process_that_dies_is_told(two_sets: list[str], tmp_path: Path) -> None:
