@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from curation import ledger
 from curation.opened import Opened, read_ledger
+from curation.plan import RunError
 from curation.progress import Progress
-from shards.storage import Storage
+from shards.storage import Storage, StorageError
 
 Keys = Literal["kept", "dropped", "all"]
 # Rows of a part: about 100 MB while it is gathered.
@@ -54,6 +56,7 @@ def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: i
     started = time.time()
     output = Storage.open(folder or opened.output.where(f"export/{keys}"))
     output.must_answer()
+    _must_be_free(output)
     output.delete(END)
     rows = parts = 0
     for parts, table in enumerate(_parts(opened, keys, rows_a_part), 1):
@@ -79,6 +82,24 @@ def export(opened: Opened, keys: Keys, folder: str | None = None, rows_a_part: i
     return Exported(output.uri, rows, parts)
 
 
+def _must_be_free(output: Storage) -> None:
+    """Raises `RunError` where a file that a part would take the place of is no export: a URL list, say."""
+    for entry in output.list("", ".parquet"):
+        if not _PART.match(entry.path):
+            continue
+        try:
+            with output.open_input(entry.path) as file:
+                ours = pq.read_schema(file).names == _SCHEMA.names
+        except StorageError:
+            raise
+        except (OSError, pa.ArrowException):
+            ours = False
+        if not ours:
+            raise RunError(
+                f"{output.where(entry.path)}: is no part of an export, and would be lost: give another --out"
+            )
+
+
 def _parts(opened: Opened, keys: Keys, rows_a_part: int) -> Iterator[pa.Table]:
     """At least one: where there are no rows, it tells the columns."""
     waiting, rows, empty = [_SCHEMA.empty_table()], 0, True
@@ -95,7 +116,7 @@ def _parts(opened: Opened, keys: Keys, rows_a_part: int) -> Iterator[pa.Table]:
 
 def _units(opened: Opened, keys: Keys) -> Iterator[pa.Table]:
     units = sorted((_about(manifest) for manifest in opened.units()), key=lambda about: about["order"])
-    with Progress(len(units), f"{opened.name}: export") as progress:
+    with Progress(len(units), f"{opened.name}: export", kept="exported") as progress:
         for about in units:
             table = read_ledger(opened.output, about, _COLUMNS)
             listed = len(table)

@@ -109,8 +109,9 @@ def judge_missing(
 
 def raw_images(profile: Profile, source: Storage, unit: Unit, source_keys: Sequence[str | None]) -> list[Image]:
     """A unit's images, row by row, from the raw input. Raises `SourceError` where that is not what the run read."""
-    raw = read_unit(profile, source, unit)
-    if raw.keys != list(source_keys):
+    # The size is what a run knows its files by; the same keys may stand there with other images.
+    raw = read_unit(profile, source, unit) if source.size(unit.path) == unit.size else None
+    if raw is None or raw.keys != list(source_keys):
         raise SourceError(
             f"{source.uri}/{unit.path}: holds other samples than when the run read it: bring the file back, or run "
             "again with --replace"

@@ -109,6 +109,8 @@ def open_run(where: str) -> Opened:
     output.must_answer()
     later = output.parent().uri.endswith(f"/{DECISIONS}")
     if not output.exists("run.json"):
+        if later and next(iter(output.list("")), None) is None:
+            raise RunError(f"{output.uri}: there is no such decision: `python -m curation stats` names those of a run")
         if later:
             raise RunError(f"{output.uri}: a decision that was cut short (no run.json): {_GOES_ON}")
         raise RunError(f"{output.uri}: no run here yet (no run.json): `python -m curation run PROFILE` makes one")
@@ -122,7 +124,14 @@ def open_run(where: str) -> Opened:
     if "decided_from" in record:
         end = _end(output, DECISION)
         return Opened(output, record, DECIDED, end is not None and end["complete"] is True)
-    return Opened(output, record, manifests.FOLDER, output.exists(NAME) and read_manifest(output).complete)
+    complete = output.exists(NAME) and read_manifest(output).complete and _all_stand(output, record)
+    return Opened(output, record, manifests.FOLDER, complete)
+
+
+def _all_stand(output: Storage, record: Mapping[str, Any]) -> bool:
+    """Whether a run's units are as many as its input has: manifests may have gone since the end was written."""
+    decisions = list(manifests.committed(output).values())
+    return decisions.count(str(record["decision_fp"])) >= int(record["input"].get("units", 0))
 
 
 def must_be_whole(opened: Opened) -> None:

@@ -215,6 +215,8 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        value = [item["name"] for item in value]  # mappers: their names tell what was added or left out
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -109,8 +109,9 @@ class Rescorer:
 
 def _changes(before: pa.ChunkedArray, again: Again) -> Counter[str]:
     """Samples by what became of them, of those whose reason changed."""
-    now = again.table.column("reason")
-    pairs = pa.table({"before": pc.fill_null(before, "kept"), "now": pc.fill_null(now, "kept")})
+    now = pc.fill_null(again.table.column("reason").combine_chunks(), "kept")
+    now = pc.if_else(pa.array(again.unscored), "unscored", now)
+    pairs = pa.table({"before": pc.fill_null(before, "kept"), "now": now})
     pairs = pairs.filter(pc.not_equal(pairs.column("before"), pairs.column("now")))
     counted = pairs.group_by(["before", "now"]).aggregate([([], "count_all")]).to_pylist()
     return Counter({f"{pair['before']} -> {pair['now']}": pair["count_all"] for pair in counted})

@@ -80,6 +80,9 @@ def _show(profile: Profile, decided: Decided) -> None:
         )
     if 0 < decided.counted < decided.totals.units:
         show(f"of the {decided.counted:,} units that this call decided:")
+    if decided.unscored:
+        most = now.kept + decided.unscored
+        show(f"unscored: {decided.unscored:,}, counted as errors above; scored, {now.kept:,} to {most:,} will be kept")
     for change, number in decided.changed.most_common():
         show(f"  {change:<40}{number:>12,}")
     if decided.worked == decided.totals.units:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,8 @@ from PIL import Image
 from curation import manifests
 from curation.__main__ import main
 from curation.export import END, Keys, export
-from curation.opened import Opened, RunError, open_run
+from curation.opened import Opened, open_run
+from curation.plan import RunError
 from curation.rescore import rescore
 from tests.curation.deciding import (
     LOOSER,
@@ -133,6 +135,22 @@ def test_a_smaller_export_takes_the_place_of_a_larger_one(opened: Opened, tmp_pa
     small = export(opened, "kept", str(folder), rows_a_part=10_000)
     assert small.parts == 1
     assert {path.name for path in folder.iterdir()} == {"part-00000.parquet", END, *others}
+
+
+def test_files_of_something_else_are_not_overwritten(opened: Opened, tmp_path: Path) -> None:
+    """A folder of URL lists has files of the same names."""
+    for name, content in (("part-00000.parquet", {"url": ["http://a/b"]}), ("part-00777.parquet", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        if content is None:
+            (folder / name).write_bytes(b"mine")
+        else:
+            pq.write_table(pa.table(content), folder / name)
+        before = (folder / name).read_bytes()
+        with pytest.raises(RunError, match=f"{name}: is no part of an export, and would be lost: give another --out"):
+            export(opened, "kept", str(folder))
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_bytes() == before
 
 
 def test_what_is_said_of_it(opened: Opened, config: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from curation.select import decided_profile, open_decision, select
 from filters.base import RuleError
 from shards.check import check
 from shards.storage import Storage
-from tests.curation.pairs import CHEAP, flat, good_pairs, image, pair, write_config, write_parquet, write_tar
+from tests.curation.pairs import CHEAP, Member, flat, good_pairs, image, pair, write_config, write_parquet, write_tar
 from tests.curation.runs import BRIGHT, bytes_of, run_whole, units_of
 
 FILTERS = {**CHEAP, **BRIGHT}
@@ -326,6 +327,24 @@ def test_kept_samples_of_a_raw_file_that_is_gone(ran: Path) -> None:
     run_whole(configured(ran, "bright.min=0", out="fresh"))
     assert bytes_of(folder) == bytes_of(ran / "fresh/test")
     assert not list((folder / "failed").glob("*"))
+
+
+def test_a_raw_file_with_the_same_keys_and_other_images_is_not_read(ran: Path) -> None:
+    looser = configured(ran, "bright.min=0")
+    rescore(looser)
+    raw = ran / "in/00001.tar"
+    before, swapped = raw.read_bytes(), list[Member]()
+    with tarfile.open(raw) as tar:
+        for member in tar:
+            held = tar.extractfile(member)
+            assert held is not None
+            swapped.append((member.name, image(900, 900, seed=77) if member.name.endswith("jpg") else held.read()))
+    write_tar(raw, swapped)
+    assert raw.stat().st_size != len(before)
+    (told,) = select(looser).failed
+    assert "00001.tar: holds other samples than when the run read it" in told
+    raw.write_bytes(before)
+    assert select(looser).failed == []
 
 
 def test_a_shard_of_the_run_that_is_damaged_is_not_copied(ran: Path) -> None:

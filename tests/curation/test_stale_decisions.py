@@ -13,7 +13,7 @@ import pytest
 from curation import manifests
 from curation.__main__ import main
 from curation.opened import open_run
-from curation.plan import RunError
+from curation.plan import RunError, differences
 from curation.rescore import Decided, rescore, score_missing
 from curation.run import run
 from curation.select import select
@@ -219,6 +219,27 @@ def test_a_run_that_lacks_a_unit_is_not_decided_as_if_it_were_whole(config: Path
         rescore(checked(config, *LOOSER))
 
 
+@pytest.mark.parametrize("lost", [1, UNITS])
+def test_a_run_whose_unit_manifests_were_deleted_is_not_whole(
+    config: Path, lost: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest.json still says that it is: neither a decision nor an export is made of what is left."""
+    root = config.parent / "runs/test"
+    for path in sorted((root / "units").iterdir())[:lost]:
+        path.unlink()
+    assert json.loads((root / "manifest.json").read_text())["complete"]
+    for command in (["rescore", "--dry-run"], ["rescore"], ["export"]):
+        name, *more = command
+        sets = TIGHTER if name == "rescore" else ()
+        status, (line,) = call(capsys, name, *options(config, sets), *more)
+        assert status == 2
+        assert "not complete" in line
+        assert "end it with `python -m curation run test`" in line
+    assert not (root / "decisions").exists()
+    assert not (root / "export").exists()
+    assert not open_run(str(root)).complete
+
+
 # ---------------------------------------------------------------- the decision's own files are lost
 
 
@@ -335,3 +356,14 @@ def test_what_cannot_be_made_again_does_not_count_as_whole(config: Path, tmp_pat
     assert not json.loads((folder / "manifest.json").read_text())["complete"]
     os.rename(aside, base)
     as_fresh(config, TIGHTER, tmp_path)
+
+
+def test_a_decision_that_never_was_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"decisions/0123: there is no such decision: `python -m curation stats` names"):
+        open_run(str(tmp_path / "decisions" / "0123"))
+
+
+def test_mappers_that_were_added_are_named() -> None:
+    html, patterns = {"name": "html", "version": "1"}, {"name": "patterns", "version": "2", "rules": ["a"] * 40}
+    told = differences({"mappers": [html]}, {"mappers": [html, patterns]})
+    assert told == ['mappers: ["html"] -> ["html", "patterns"]']
