@@ -1,0 +1,1 @@
+"""From a sample of a shard to a packed batch."""
