@@ -1,0 +1,1 @@
+"""The model: vision tower, position-aware adapter, projection, language model."""

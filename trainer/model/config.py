@@ -1,0 +1,167 @@
+"""What a model consists of, in numbers, and the presets `qwen-vl` and `tiny`.
+
+The one decision: the language model's configuration is transformers' own, a plain dictionary with `model_type`, and is
+kept in `language/config.json`; `config.json` of a model folder holds the rest. Nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import ModelError
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class VisionConfig(_Config):
+    """A plain ViT, in the words of open_clip's configurations.
+
+    image_size: pixels of a side at which `positional_embedding` was learnt: it has (image_size / patch_size)² rows. Any
+    other size that the patches divide is interpolated.
+    """
+
+    image_size: Positive
+    patch_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+
+    @model_validator(mode="after")
+    def _divides(self) -> VisionConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+    def grid(self, image_size: int | None = None) -> int:
+        """Patches along a side. Raises `ModelError` for a size that the patches do not divide."""
+        side = image_size or self.image_size
+        if side % self.patch_size:
+            raise ModelError(f"images of {side} px cannot be cut into patches of {self.patch_size} px")
+        return side // self.patch_size
+
+
+class AdapterConfig(_Config):
+    """One cross-attention layer; as wide as the language model's hidden states."""
+
+    queries: Positive = 256
+    heads: Positive = 32
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+
+    @model_validator(mode="after")
+    def _square(self) -> AdapterConfig:
+        if math.isqrt(self.queries) ** 2 != self.queries:
+            raise ValueError(f"queries {self.queries} is no square: they stand for a grid of places")
+        return self
+
+
+class ModelConfig(_Config):
+    """A whole model.
+
+    `image_size`: pixels of a side that it was last trained at, which `generate` uses. `image_token`: the id of
+    `<imgpad>`. `language`: transformers' configuration.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    image_size: Positive
+    image_token: Annotated[int, Field(ge=0)]
+    vision: VisionConfig
+    adapter: AdapterConfig
+    language: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if self.image_size % self.vision.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of vision.patch_size")
+        if not isinstance(self.language.get("hidden_size"), int):
+            raise ValueError("language.hidden_size is missing")
+        if self.width % 4 or self.width % self.adapter.heads:
+            # Four: sine and cosine of two axes.
+            raise ValueError(f"language.hidden_size {self.width} is no multiple of 4 and of adapter.heads")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Of the adapter and of the language model's hidden states."""
+        return int(self.language["hidden_size"])
+
+
+def checked(values: dict[str, Any], where: str) -> ModelConfig:
+    """A configuration of parsed JSON. Raises `ModelError` with the first field that is wrong; `where`: the file."""
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        raise ModelError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+# Every number of the released configuration: hidden sizes, heads, vocabulary and eps of Qwen-7B and of its visual part.
+_QWEN_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 151936,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "pad_token_id": 151643,
+}
+
+QWEN_VL = ModelConfig(
+    name="qwen-vl",
+    image_size=448,
+    image_token=151859,
+    vision=VisionConfig(image_size=224, patch_size=14, width=1664, layers=48, heads=16, mlp_ratio=4.9231, eps=1e-6),
+    adapter=AdapterConfig(queries=256, heads=32),
+    language=_QWEN_7B,
+)
+
+
+def tiny(vocab_size: int, image_token: int, eos_token: int) -> ModelConfig:
+    """Under 10 M parameters, for a CPU: the tower of the demo's CLIP (64 px in patches of 8) and a small Qwen2."""
+    return ModelConfig(
+        name="tiny",
+        image_size=64,
+        image_token=image_token,
+        vision=VisionConfig(image_size=64, patch_size=8, width=128, layers=3, heads=4),
+        adapter=AdapterConfig(queries=64, heads=6),
+        language={
+            **_QWEN_7B,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.05,  # a larger one for a narrower model: learns faster
+            "tie_word_embeddings": True,
+            "bos_token_id": eos_token,
+            "eos_token_id": eos_token,
+            "pad_token_id": eos_token,
+        },
+    )

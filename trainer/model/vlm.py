@@ -1,0 +1,126 @@
+"""The whole model: pictures become 256 embeddings each, in the place of their placeholders; then a causal LM.
+
+The one decision: the loss is made inside the forward, from the supervised positions alone and in chunks, so the logits
+of a batch never exist whole, and every module runs inside the root's forward, as sharding wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.data.batch import Batch
+from trainer.errors import ModelError
+from trainer.model.adapter import Adapter, Projection
+from trainer.model.attention import Segments
+from trainer.model.config import ModelConfig
+from trainer.model.language import build_language, head, hidden_states, rebuild_rotary
+from trainer.model.vision import Tower
+
+Module: TypeAlias = Literal["vision", "adapter", "language"]
+MODULES: tuple[Module, ...] = ("vision", "adapter", "language")
+# Tokens whose logits exist at once: 1024 x 151,936 in fp32 are 0.6 GB.
+CHUNK = 1024
+
+
+class VisionLanguageModel(nn.Module):
+    """Qwen-VL's architecture. Parameters: `vision`, `adapter`, `projection` (ln_post and proj), `language`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = Tower(config.vision)
+        self.adapter = Adapter(config.adapter, config.vision.width, config.width)
+        self.projection = Projection(config.width, config.adapter.eps)
+        self.language = build_language(config.language)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """[N, 3, S, S] to [N, queries, width]. No graph is kept below the last thing that trains."""
+        pixels = pixels.to(self.vision.conv1.weight.dtype)
+        trains = any(parameter.requires_grad for parameter in self.vision.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            patches = self.vision(pixels)
+        features: Tensor = self.projection(self.adapter(patches.to(self.adapter.query.dtype)))
+        return features
+
+    def embed(self, input_ids: Tensor, pixels: Tensor, places: Tensor) -> Tensor:
+        """Ids [T] to embeddings [T, width]; rows `places` [N x queries] become the N images' features, in order."""
+        embeds: Tensor = self.language.get_input_embeddings()(input_ids)
+        if len(pixels):
+            return embeds.index_copy(0, places, self.encode_images(pixels).flatten(0, 1).to(embeds.dtype))
+        if not (self.training and torch.is_grad_enabled()):
+            return embeds
+        # Without an image the tower would have no gradient, and ranks that have one would wait for ever.
+        side = self.config.vision.image_size
+        nothing = self.encode_images(pixels.new_zeros(1, 3, side, side)).sum() * 0
+        return embeds + nothing.to(embeds.dtype)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The language model's last hidden states [T, width]."""
+        embeds = self.embed(batch.input_ids, batch.pixels, batch.places)
+        return hidden_states(self.language, embeds, batch.position_ids, Segments(batch.lengths, embeds.device))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
+        """The summed cross-entropy (fp32, a scalar) of a batch's supervised tokens, and their number.
+
+        To be divided by the number of all ranks and micro-batches, which only the caller knows.
+        """
+        taught = self.hidden(batch).index_select(0, batch.taught)
+        wanted = batch.labels.index_select(0, batch.taught)
+        total = torch.zeros((), dtype=torch.float32, device=taught.device)
+        # At least one chunk, if an empty one: the head takes part on every rank.
+        for part, labels in zip(torch.split(taught, CHUNK), torch.split(wanted, CHUNK), strict=True):
+            if torch.is_grad_enabled():
+                total = total + checkpoint(self._loss, part, labels, use_reentrant=False)
+            else:
+                total = total + self._loss(part, labels)
+        return total, len(batch.taught)
+
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(self.language, hidden).float(), labels, reduction="sum")
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[T, vocabulary], all at once: for tests and short sequences."""
+        return head(self.language, self.hidden(batch))
+
+
+def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> VisionLanguageModel:
+    """A model with fresh weights from torch's generator; on `meta` without any.
+
+    Raises `ModelError` for a configuration that cannot be built.
+    """
+    with torch.device(device):
+        return VisionLanguageModel(config)
+
+
+def materialize(model: VisionLanguageModel, device: torch.device | str) -> None:
+    """Gives a model of the meta device memory. The weights are still to be loaded, the positions stand."""
+    model.to_empty(device=device)
+    model.adapter.reset_positions()
+    refill(model, device)
+
+
+def refill(model: VisionLanguageModel, device: torch.device | str) -> None:
+    """Makes what no checkpoint holds and `to_empty` spoils: rotary tables, and the tie of head and embedding."""
+    rebuild_rotary(model.language, torch.device(device))
+    model.language.tie_weights()
+
+
+def set_trainable(
+    model: VisionLanguageModel, modules: Collection[Module], projection_with: Literal["vision", "adapter"] = "vision"
+) -> None:
+    """Freezes all but the named modules.
+
+    projection_with: whether ln_post and proj train with the tower, as released (frozen in stage 3), or the adapter.
+    """
+    unknown = set(modules) - set(MODULES)
+    if unknown:
+        raise ModelError(f"{', '.join(sorted(unknown))}: only {', '.join(MODULES)} can be trained or frozen")
+    for name in MODULES:
+        getattr(model, name).requires_grad_(name in modules)
+    model.projection.requires_grad_(projection_with in modules)
