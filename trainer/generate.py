@@ -1,0 +1,292 @@
+"""Lets a model speak: pictures and a prompt in, text and places out, on transformers' own `generate`.
+
+    from trainer.generate import open_speaker
+    speaker = open_speaker("models/demo")
+    print(speaker.say("x.jpg", "Generate the caption in English with grounding:").text)
+
+The one decision: a prompt is its user's, so `<ref>`, `<box>` and `<quad>` in it are tags; no other special token can be
+typed. Rows of a batch are padded on the left, behind a mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import DataError, TrainerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.model.vlm import VisionLanguageModel
+    from trainer.places import Place
+    from trainer.tokenizer import Tokenizer
+
+_TAG = re.compile(r"<(/?(?:ref|box|quad))>")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked. images: files. chat: as a user's turn in ChatML, else as plain text that the model continues."""
+
+    text: str
+    images: tuple[Path, ...] = ()
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said. `text` with its tags, `plain` without them and what stands in boxes; `ended`: by itself."""
+
+    text: str
+    plain: str
+    places: list[Place]
+    ended: bool
+
+
+class Speaker:
+    """A model and its tokenizer, ready to generate. image_size: pixels of a side; None: what it was trained at."""
+
+    def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, image_size: int | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.image_size = image_size or model.config.image_size
+        # Nothing that a model could say: placeholders, and the rows that only pad the embedding.
+        self._silent = [tokenizer.special[name] for name in ("img", "/img", "imgpad")]
+        self._silent += range(tokenizer.size, int(model.config.language["vocab_size"]))
+
+    def say(self, image: str | Path | Sequence[str | Path] | None, prompt: str, **options: Any) -> Said:
+        """One prompt about one image, several or none. options: `chat`, and those of `say_all`."""
+        images = () if image is None else (image,) if isinstance(image, str | Path) else tuple(image)
+        asked = Prompt(prompt, tuple(Path(each) for each in images), options.pop("chat", False))
+        return self.say_all([asked], **options)[0]
+
+    def say_all(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Said]:
+        """Answers prompts as one batch. temperature 0: greedy; else sampled, the same for the same seed and batch.
+
+        Raises `DataError` for an image that cannot be read, or a prompt with nothing in it.
+        """
+        rows = [self._read(prompt) for prompt in prompts]
+        made = self.continue_rows(rows, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        return [self._said(ids) for ids in made]
+
+    def continue_rows(
+        self,
+        rows: Sequence[tuple[Sequence[int], Sequence[Tensor]]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """What follows rows of token ids with the images [3, S, S] of their placeholders; each ends with eos or im_end,
+        unless `max_new_tokens` came first.
+        """
+        import torch
+
+        from trainer.model.language import unpacked
+
+        if not rows:
+            return []
+        model, special = self.model, self.tokenizer.special
+        ends = [special["eos"], special["im_end"]]
+        sampled: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature > 0:
+            sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        with torch.inference_mode(), unpacked(model.language), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            embedded = [self._embed(ids, pixels) for ids, pixels in rows]
+            longest = max(len(row) for row in embedded)
+            embeds = embedded[0].new_zeros(len(rows), longest, embedded[0].shape[1])
+            mask = torch.zeros(len(rows), longest, dtype=torch.long, device=embeds.device)
+            for number, row in enumerate(embedded):
+                embeds[number, longest - len(row) :] = row
+                mask[number, longest - len(row) :] = 1
+            generate: Any = model.language.generate
+            made = generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=special["eos"],
+                suppress_tokens=self._silent,
+                **sampled,
+            )
+        return [_up_to(ids, ends) for ids in made.tolist()]
+
+    def _said(self, ids: list[int]) -> Said:
+        from trainer.places import places_of
+
+        special = self.tokenizer.special
+        ended = bool(ids) and ids[-1] in (special["eos"], special["im_end"])
+        ids = ids[:-1] if ended else ids
+        inside, outside = False, []
+        for token in ids:
+            if token in (special["box"], special["quad"]):
+                inside = True
+            elif token in (special["/box"], special["/quad"]):
+                inside = False
+            elif not inside:
+                outside.append(token)
+        plain = self.tokenizer.decode(outside, special=False).strip()
+        return Said(self.tokenizer.decode(ids).strip(), plain, places_of(ids, self.tokenizer), ended)
+
+    def _read(self, prompt: Prompt) -> tuple[list[int], list[Tensor]]:
+        from trainer.data.images import to_pixels
+
+        pixels = []
+        for path in prompt.images:
+            try:
+                pixels.append(to_pixels(path.read_bytes(), self.image_size))
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+        return prompt_ids(prompt, self.tokenizer, self.model.config.adapter.queries), pixels
+
+    def _embed(self, ids: Sequence[int], pixels: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        device = self.model.vision.conv1.weight.device
+        if not ids:
+            raise DataError("nothing to go on from: a row needs at least one token")
+        row = torch.tensor(ids, device=device)
+        places = (row == self.model.config.image_token).nonzero().flatten()
+        queries = self.model.config.adapter.queries
+        if len(places) != queries * len(pixels):
+            raise DataError(f"{len(places)} image placeholders for {len(pixels)} images of {queries}")
+        shown = torch.stack(list(pixels)).to(device) if pixels else torch.empty(0, 3, 1, 1, device=device)
+        return self.model.embed(row, shown, places)
+
+
+def _up_to(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Ids up to the first end, with it: rows that ended early are filled up behind it."""
+    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: end + 1]
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, queries: int) -> list[int]:
+    """The token ids of a prompt, cut as in training. Raises `DataError` for one without text and images."""
+    from trainer.data.tasks import SYSTEM, Row
+
+    if not prompt.text and not prompt.images:
+        raise DataError("a prompt needs a text or an image")
+    row = Row(tokenizer, queries)
+    if prompt.chat:
+        row.turn("system", False)
+        row.text(SYSTEM, False)
+        row.end_turn(False, False)
+        row.turn("user", False)
+    for number in range(len(prompt.images)):
+        if prompt.chat or len(prompt.images) > 1:
+            row.picture(number)
+        else:
+            row.image(number)
+    for at, piece in enumerate(_TAG.split(prompt.text)):  # every second one is a tag's name
+        if at % 2:
+            row.tag(piece, False)
+        else:
+            row.text(piece, False)
+    if prompt.chat:
+        row.end_turn(False, False)
+        row.turn("assistant", False)
+    return row.ids()
+
+
+def open_speaker(
+    folder: str | Path, image_size: int | None = None, dtype: str | None = None, device: str | None = None
+) -> Speaker:
+    """A speaker of a complete model folder.
+
+    dtype: `bfloat16`, `float32`...; None: bfloat16 on a GPU, as stored elsewhere. device: None for a GPU where there is
+    one. Raises `TrainerError`.
+    """
+    import torch
+
+    from trainer.model.folder import LANGUAGE, load_model
+    from trainer.tokenizer import load_tokenizer
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = getattr(torch, dtype) if dtype else torch.bfloat16 if where.startswith("cuda") else None
+    model = load_model(Path(folder), kind, where)
+    return Speaker(model, load_tokenizer(Path(folder) / LANGUAGE), image_size)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m trainer.generate",
+        description="Lets a model folder speak about pictures, and draws the places it names on a copy of the picture.",
+        epilog="example:\n  python -m trainer.generate models/demo --image x.jpg "
+        '--prompt "Generate the caption in English with grounding:" --draw boxes.png',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("folder", metavar="FOLDER", type=Path, help="a complete model folder")
+    made.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given repeatedly")
+    made.add_argument("--prompt", required=True, metavar="TEXT", help="<ref>, <box> and <quad> in it are tags")
+    made.add_argument("--chat", action="store_true", help="asks as a user of a chat model (of the third stage)")
+    made.add_argument("--size", type=int, metavar="PX", help="pixels of a side; default: what the model was trained at")
+    made.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
+    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling; default: %(default)s")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored; bfloat16 on a GPU")
+    made.add_argument("--device", metavar="NAME", help="default: a GPU where there is one")
+    made.add_argument("--draw", type=Path, metavar="FILE", help="where the first picture goes with its places drawn in")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        speaker = open_speaker(options.folder, options.size, options.dtype, options.device)
+        said = speaker.say(
+            options.image,
+            options.prompt,
+            chat=options.chat,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+        sys.stdout.write(f"{said.text}\n")
+        if not said.ended:
+            sys.stderr.write(f"(cut after {options.max_new_tokens} tokens: --max-new-tokens allows more)\n")
+        if options.draw:
+            _draw(options.image, said, options.draw)
+    except TrainerError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _draw(images: Sequence[Path], said: Said, target: Path) -> None:
+    from PIL import Image
+
+    from trainer.places import draw
+
+    if not images:
+        raise DataError("--draw needs an --image")
+    try:
+        with Image.open(images[0]) as image:
+            draw(image, said.places).save(target)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target}: cannot be written: {error}") from error
+    sys.stderr.write(f"{len(said.places)} places drawn in {target}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The layouts of other houses as maps onto our names: the released Qwen-VL, Qwen-7B, open_clip and Hugging Face.
+
+The one decision: a layout says for every tensor of the result which tensors of the source it is made of, and in which
+shape they must be. So what is missing, unknown or of another size is known before a byte is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoints import Shape, Take
+from trainer.errors import ModelError
+from trainer.model.config import QWEN_VL, ModelConfig, checked
+
+Shapes = Mapping[str, Shape]
+# What may be left over: buffers that nobody needs, a head that is the embedding; of open_clip the text tower and what
+# comes after the blocks.
+NOTHING = re.compile("(?!)")
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+TIED_IGNORED = re.compile(rf"{IGNORED.pattern}|^lm_head\.weight$")
+OPENCLIP_IGNORED = re.compile(r"^(?!visual\.)|^visual\.(class_embedding$|ln_post\.|proj$)")
+_LAYER = r"^language\.model\.layers\.(\d+)\."
+# Ours to the released names, the first match; SiLU goes on w2.
+_RELEASED = {
+    r"^vision\.(.*\.attn\.in_proj)_": r"transformer.visual.\1.",
+    r"^vision\.|^projection\.": "transformer.visual.",
+    r"^adapter\.": "transformer.visual.attn_pool.",
+    r"^language\.lm_head\.": "lm_head.",
+    r"^language\.model\.embed_tokens\.": "transformer.wte.",
+    r"^language\.model\.norm\.": "transformer.ln_f.",
+    rf"{_LAYER}input_layernorm\.": r"transformer.h.\1.ln_1.",
+    rf"{_LAYER}post_attention_layernorm\.": r"transformer.h.\1.ln_2.",
+    rf"{_LAYER}self_attn\.[qkv]_proj\.": r"transformer.h.\1.attn.c_attn.",
+    rf"{_LAYER}self_attn\.o_proj\.": r"transformer.h.\1.attn.c_proj.",
+    rf"{_LAYER}mlp\.up_proj\.": r"transformer.h.\1.mlp.w1.",
+    rf"{_LAYER}mlp\.gate_proj\.": r"transformer.h.\1.mlp.w2.",
+    rf"{_LAYER}mlp\.down_proj\.": r"transformer.h.\1.mlp.c_proj.",
+}
+# Released keys of whole numbers, which a Qwen2 configuration calls the same, and others with Qwen-7B's values.
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_SIZES = ("patch_size", "width", "layers", "heads")  # of the tower, called the same
+_SAME = {"layer_norm_epsilon": "rms_norm_eps"} | {k: k for k in ("max_position_embeddings", "initializer_range")}
+# What the published code can do in no other way.
+_FIXED = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False, "scale_attn_weights": True}
+
+
+def released_name(name: str) -> str:
+    """The released name of a tensor of ours; q, k and v have the same. Raises `ModelError` for one that has none."""
+    for pattern, replacement in _RELEASED.items():
+        changed, found = re.subn(pattern, replacement, name)
+        if found:
+            return changed
+    raise ModelError(f"{name}: the released layout has no such tensor")
+
+
+def part_major(rows: Tensor, heads: int) -> Tensor:
+    """in_proj [3W, ...] with rows [head][q|k|v][W/heads], as released, to [q|k|v][head][W/heads], open_clip's order."""
+    return rows.view(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+
+def head_major(rows: Tensor, heads: int) -> Tensor:
+    """The way back of `part_major`."""
+    return rows.view(3, heads, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+
+def from_released(wanted: Shapes, tower_heads: int = 1) -> dict[str, Take]:
+    """Our tensors, of these names and shapes, from released ones: those of Qwen-VL, or of Qwen-7B alone."""
+    takes = {}
+    for name, shape in wanted.items():
+        key = released_name(name)
+        takes[name] = Take((key,), shape)
+        if ".c_attn." in key:
+            part = "qkv".index(name.split(".")[-2][0])
+            takes[name] = Take((key,), (3 * shape[0], *shape[1:]), lambda rows, part=part: rows.chunk(3)[part])
+        elif ".in_proj." in key:
+            takes[name] = Take((key,), shape, lambda rows: part_major(rows, tower_heads))
+    return takes
+
+
+def to_released(ours: Shapes, tower_heads: int) -> dict[str, Take]:
+    """The released tensors from ours, which come in the order of a state: q before k before v."""
+    takes: dict[str, Take] = {}
+    for name, shape in ours.items():
+        key = released_name(name)
+        if ".c_attn." in key:
+            before = takes[key].keys if key in takes else ()
+            takes[key] = Take((*before, name), shape, lambda *rows: torch.cat(rows))
+        elif ".in_proj." in key:
+            takes[key] = Take((name,), shape, lambda rows: head_major(rows, tower_heads))
+        else:
+            takes[key] = Take((name,), shape)
+    return takes
+
+
+def from_openclip(wanted: Shapes) -> dict[str, Take]:
+    """Our tower from open_clip's: the first row of its table, the class token's, is dropped."""
+    takes = {name: Take((name.replace("vision", "visual", 1),), shape) for name, shape in wanted.items()}
+    table = "vision.positional_embedding"
+    rows, width = wanted[table]
+    return takes | {table: Take(takes[table].keys, (rows + 1, width), lambda rows: rows[1:])}
+
+
+def from_transformers(wanted: Shapes) -> dict[str, Take]:
+    """Our language model from a Hugging Face folder's: the same names."""
+    return {name: Take((name.removeprefix("language."),), shape) for name, shape in wanted.items()}
+
+
+def grown(takes: Mapping[str, Take], old: int) -> dict[str, Take]:
+    """The same where the source's vocabulary has `old` rows; those that are missing become the mean of the old ones."""
+    longer = {}
+    for name in ("language.model.embed_tokens.weight", "language.lm_head.weight"):
+        if name in takes:
+            rows, width = takes[name].shape
+            longer[name] = Take(takes[name].keys, (old, width), lambda table, rows=rows: _longer(table, rows))
+    return {**takes, **longer}
+
+
+def _longer(table: Tensor, rows: int) -> Tensor:
+    mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def qwen_language(values: Mapping[str, Any], eos: int, where: str) -> dict[str, Any]:
+    """Qwen-7B's config.json as one of Qwen2. Raises `ModelError` for a key that has no like there."""
+    _whole(values, (*_COUNTS, "intermediate_size"), where)
+    heads = values["num_attention_heads"]
+    _only(values, {**_FIXED, "kv_channels": values["hidden_size"] // heads}, where)
+    return {
+        **QWEN_VL.language,
+        **{key: values[key] for key in _COUNTS},
+        **{ours: values[key] for key, ours in _SAME.items() if key in values},
+        "num_key_value_heads": heads,
+        "intermediate_size": values["intermediate_size"] // 2,  # it counts w1 and w2
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(values.get("rotary_emb_base", 10000))},
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos),
+    }
+
+
+def from_released_config(
+    values: Mapping[str, Any], shapes: Shapes, special: Mapping[str, int], where: str
+) -> ModelConfig:
+    """A released config.json as ours; the tables' shapes tell the grids. Raises `ModelError`."""
+    visual = values.get("visual")
+    if not isinstance(visual, dict):
+        raise ModelError(f"{where}: visual is missing: of a Qwen-7B, `assemble --language` makes a model")
+    language = qwen_language(values, special["eos"], where)
+    at, hidden = f"{where}: visual", language["hidden_size"]
+    _whole(visual, (*_SIZES, "image_size", "output_dim", "image_start_id"), at)
+    _only(visual, {"output_dim": hidden, "image_start_id": special["img"]}, at)
+    if special["imgpad"] >= values["vocab_size"]:
+        raise ModelError(f"{where}: vocab_size is {values['vocab_size']}: <imgpad> is {special['imgpad']}")
+    tables = [shapes.get(f"transformer.visual.{key}", (256,))[0] for key in ("positional_embedding", "attn_pool.query")]
+    vision = {key: visual[key] for key in _SIZES}
+    side = round(tables[0] ** 0.5) * visual["patch_size"]
+    vision |= {"image_size": side, "mlp_ratio": visual.get("mlp_ratio", 4.0), "eps": 1e-6}
+    return checked(
+        {
+            "name": QWEN_VL.name,
+            "image_size": visual["image_size"],
+            "image_token": special["imgpad"],
+            "vision": vision,
+            "adapter": {"queries": tables[1], "heads": max(1, hidden // 128)},
+            "language": language,
+        },
+        where,
+    )
+
+
+def to_released_config(config: ModelConfig) -> dict[str, Any]:
+    """The released config.json. Raises `ModelError` for a model that the published code could not run."""
+    from transformers import AutoConfig
+
+    vision, adapter = config.vision, config.adapter
+    language = AutoConfig.for_model(**deepcopy(config.language)).to_dict()  # with what is left to the defaults
+    heads, rope = language["num_attention_heads"], language["rope_parameters"]
+    facts = {
+        "language.model_type": (language["model_type"], "qwen2"),
+        "language.num_key_value_heads": (language["num_key_value_heads"], heads),
+        "language.tie_word_embeddings": (language["tie_word_embeddings"], False),
+        "language.hidden_act": (language["hidden_act"], "silu"),
+        "language.rope_type": (rope["rope_type"], "default"),
+        "vision.activation": (vision.activation, "gelu"),
+        "vision.eps": (vision.eps, 1e-6),
+        "the side of the vision table": (vision.grid(), 16),
+        "adapter.eps": (adapter.eps, 1e-6),
+        "adapter.queries": (adapter.queries, 256),
+        "adapter.heads": (adapter.heads, config.width // 128),
+    }
+    for name, (has, must) in facts.items():
+        if has != must:
+            raise ModelError(f"the released layout cannot hold this model: {name} is {has!r}, there it is {must!r}")
+    visual = vision.model_dump(include={*_SIZES, "mlp_ratio"})
+    return {
+        "model_type": "qwen",
+        "architectures": ["QWenLMHeadModel"],
+        **{key: language[key] for key in _COUNTS},
+        **{key: language[ours] for key, ours in _SAME.items()},
+        **_FIXED,
+        "intermediate_size": 2 * language["intermediate_size"],
+        "kv_channels": config.width // heads,
+        "rotary_emb_base": rope["rope_theta"],
+        "seq_length": 2048,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+        "visual": {
+            **visual,
+            "image_size": config.image_size,
+            "output_dim": config.width,
+            "image_start_id": config.image_token - 2,  # <img>, </img>, <imgpad>
+        },
+    }
+
+
+def _only(values: Mapping[str, Any], needed: Mapping[str, Any], where: str) -> None:
+    for key, need in needed.items():
+        if values.get(key, need) != need:
+            raise ModelError(f"{where}: {key} is {values[key]!r}: only {need!r} can be taken over")
+
+
+def _whole(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    for key in keys:
+        if type(values.get(key)) is not int or values[key] <= 0:
+            raise ModelError(f"{where}: {key} is {values.get(key)!r}: a whole number is needed")

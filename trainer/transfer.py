@@ -1,0 +1,205 @@
+"""Model folders from other houses' checkpoints, and the way back.
+
+The one decision: what is asked for is compared with what is there before anything is written; then tensors go one by
+one from file to file. So a model larger than the memory is converted, and what is refused leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from trainer import layouts
+from trainer.checkpoints import Checkpoint, Shape, find_files
+from trainer.errors import ModelError
+from trainer.model.adapter import Adapter, Projection
+from trainer.model.config import ModelConfig, VisionConfig, checked
+from trainer.model.folder import (
+    LANGUAGE,
+    SHARD_BYTES,
+    Shards,
+    load_config,
+    must_be_new,
+    named_tensors,
+    read_json,
+    write_json,
+    write_model,
+)
+from trainer.model.vision import check_openclip
+from trainer.model.vlm import build_model
+from trainer.tokenizer import QWEN_FILE, Tokenizer, from_tiktoken, load_tokenizer
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # anything else keeps each tensor's own
+# Keys of a language model's config.json that tell of its file, not of the model.
+_ASIDE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map")
+
+
+def import_released(source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES) -> None:
+    """A folder in the released layout of Qwen-VL becomes a model folder. Raises `TrainerError`."""
+    must_be_new(out)
+    values, where = read_json(source / "config.json"), str(source / "config.json")
+    if values.get("model_type") != "qwen":
+        raise ModelError(f"{where}: model_type is {values.get('model_type')!r}: a released Qwen-VL has 'qwen'")
+    tokenizer = _qwen_tokenizer(source)
+    checkpoint = Checkpoint(source, ("", find_files(source, "model", "pytorch_model")))
+    config = layouts.from_released_config(values, checkpoint.shapes, tokenizer.special, where)
+    wanted = _wanted(config)
+    takes = layouts.from_released(wanted, config.vision.heads)
+    checkpoint.check(takes, layouts.IGNORED)
+    write_model(out, config, _shown(_cast(checkpoint.stream(takes), dtype), wanted, "import"), tokenizer, shard_bytes)
+
+
+def assemble(
+    vision: str,
+    language: Path,
+    out: Path,
+    *,
+    vision_config: str | None = None,
+    vision_eps: float | None = None,
+    image_size: int | None = None,
+    queries: int = 256,
+    adapter_heads: int | None = None,
+    seed: int = 0,
+    dtype: str = "keep",
+) -> None:
+    """Tower, language model and a fresh adapter become a model folder; the same seed gives the same bytes.
+
+    vision: a folder, weights file or tag (`_vision`). vision_eps, image_size: None for the tower's own. adapter_heads:
+    None for heads 128 wide, as Qwen-VL's. Raises `TrainerError`.
+    """
+    must_be_new(out)
+    tower, seen = _vision(vision, vision_config)
+    values, tokenizer, read, qwen = _language(language)
+    width, rows = values.get("hidden_size"), values.get("vocab_size")
+    if not isinstance(width, int) or not isinstance(rows, int):
+        raise ModelError(f"{language / 'config.json'}: hidden_size or vocab_size is missing")
+    config = checked(
+        {
+            "name": f"{Path(vision).name}+{language.name}",
+            "image_size": tower.image_size if image_size is None else image_size,
+            "image_token": tokenizer.special["imgpad"],
+            "vision": tower.model_dump() | ({} if vision_eps is None else {"eps": vision_eps}),
+            "adapter": {"queries": queries, "heads": max(1, width // 128) if adapter_heads is None else adapter_heads},
+            "language": values | {"vocab_size": max(rows, tokenizer.size)},
+        },
+        f"{vision} and {language}",
+    )
+    wanted = _wanted(config)
+    eyes = layouts.from_openclip({name: shape for name, shape in wanted.items() if name.startswith("vision.")})
+    speech = {name: shape for name, shape in wanted.items() if name.startswith(LANGUAGE)}
+    spoken = layouts.grown((layouts.from_released if qwen else layouts.from_transformers)(speech), rows)
+    seen.check(eyes, layouts.OPENCLIP_IGNORED)
+    read.check(spoken, layouts.IGNORED if "language.lm_head.weight" in wanted else layouts.TIED_IGNORED)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = Adapter(config.adapter, config.vision.width, width)
+        projection = Projection(width, config.adapter.eps)
+    new = torch.nn.ModuleDict({"adapter": adapter, "projection": projection}).state_dict()
+    tensors = _cast(chain(seen.stream(eyes), new.items(), read.stream(spoken)), dtype)
+    write_model(out, config, _shown(tensors, wanted, "assemble"), tokenizer)
+
+
+def export(source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES) -> None:
+    """A model folder becomes one in the released layout of Qwen-VL. Raises `TrainerError`."""
+    must_be_new(out)
+    config = load_config(source)
+    values = layouts.to_released_config(config)
+    tokenizer = _qwen_tokenizer(source / LANGUAGE)
+    wanted = _wanted(config)
+    parts = ("", find_files(source, "vision")), (f"{LANGUAGE}.", find_files(source / LANGUAGE, "model"))
+    checkpoint = Checkpoint(source, *parts)
+    takes = layouts.to_released(wanted, config.vision.heads)
+    checkpoint.check(takes, layouts.NOTHING)
+    dtypes = set()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shards = Shards(out, "model", shard_bytes)
+        for name, tensor in _shown(_cast(checkpoint.stream(takes), dtype), wanted, "export"):
+            shards.add(name, tensor)
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        shards.close()
+        tokenizer.save(out)
+        write_json(out / "config.json", values | {"torch_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
+    """The tower's configuration and weights: of a folder of open_clip's, a weights file, or a tag `MODEL:TAG`."""
+    path, (model, _, tag) = Path(vision), vision.partition(":")
+    values: dict[str, Any] | None
+    if path.is_dir():
+        values = read_json(path / "open_clip_config.json")
+        files = find_files(path, "open_clip_model", "open_clip_pytorch_model")
+    elif path.is_file():
+        if named is None:
+            raise ModelError(f"{vision}: --vision-config is needed: open_clip's name of the model, or its JSON file")
+        values = read_json(Path(named)) if named.endswith(".json") else open_clip.get_model_config(named)
+        model, files = named, {path: set()}
+    elif tag in open_clip.list_pretrained_tags_by_model(model):
+        pretrained = open_clip.get_pretrained_cfg(model, tag)
+        values = open_clip.get_model_config(model) | {"quick_gelu": bool(pretrained.get("quick_gelu"))}
+        try:
+            files = {Path(open_clip.download_pretrained(pretrained)): set()}
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{vision}: cannot be downloaded: {error}") from error
+    else:
+        raise ModelError(f"{vision}: neither a folder, nor a weights file, nor a MODEL:TAG that open_clip knows")
+    if values is None:
+        raise ModelError(f"{model}: open_clip has no model of this name; give its configuration as a .json file")
+    return check_openclip(values.get("model_cfg", values)), Checkpoint(vision, ("", files))
+
+
+def _language(folder: Path) -> tuple[dict[str, Any], Tokenizer, Checkpoint, bool]:
+    """Configuration, tokenizer and weights of a language model, and whether it is a Qwen-7B in its own layout."""
+    values, where = read_json(folder / "config.json"), str(folder / "config.json")
+    if "visual" in values or "vision_config" in values:
+        raise ModelError(f"{where}: this model has a tower of its own; a released Qwen-VL goes in by `import`")
+    qwen = values.get("model_type") == "qwen"
+    tokenizer = _qwen_tokenizer(folder) if qwen else load_tokenizer(folder, add_structure=True)
+    if qwen:
+        values = layouts.qwen_language(values, tokenizer.special["eos"], where)
+    values = {key: value for key, value in values.items() if key not in _ASIDE}
+    return values, tokenizer, Checkpoint(folder, ("", find_files(folder, "model", "pytorch_model"))), qwen
+
+
+def _qwen_tokenizer(folder: Path) -> Tokenizer:
+    if not (folder / QWEN_FILE).is_file():
+        raise ModelError(f"{folder}: there is no {QWEN_FILE}, the one vocabulary that the released layout knows")
+    return from_tiktoken(folder / QWEN_FILE)
+
+
+def _wanted(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor of a model folder, in the order of a model's state."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(build_model(config, "meta")).items()}
+
+
+def _cast(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's table of positions stays as it is stored: it is no weight."""
+    for name, tensor in tensors:
+        yield name, tensor if name.endswith(".pos_embed") else tensor.to(_DTYPES.get(dtype, tensor.dtype))
+
+
+def _shown(
+    tensors: Iterable[tuple[str, Tensor]], wanted: Mapping[str, Shape], what: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Progress on standard error, in entries: a bar on a terminal, a line per tenth elsewhere."""
+    total, done, told = sum(map(math.prod, wanted.values())), 0, 0
+    with tqdm(total=total, desc=what, unit=" entries", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for name, tensor in tensors:
+            yield name, tensor
+            done += tensor.numel()
+            bar.update(tensor.numel())
+            if bar.disable and done * 10 // total > told:
+                told = done * 10 // total
+                sys.stderr.write(f"{what}: {told * 10} % of {total:,} entries\n")
