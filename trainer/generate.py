@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import DataError, TrainerError
+from trainer.errors import DataError, ModelError, TrainerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,6 +219,10 @@ def open_speaker(
     from trainer.tokenizer import load_tokenizer
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:  # a word that is no device, or one that is not here
+        raise ModelError(f"device {where!r}: {str(error).splitlines()[0]}") from error
     kind = getattr(torch, dtype) if dtype else torch.bfloat16 if where.startswith("cuda") else None
     model = load_model(Path(folder), kind, where)
     return Speaker(model, load_tokenizer(Path(folder) / LANGUAGE), image_size)
@@ -236,15 +240,31 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given repeatedly")
     made.add_argument("--prompt", required=True, metavar="TEXT", help="<ref>, <box> and <quad> in it are tags")
     made.add_argument("--chat", action="store_true", help="asks as a user of a chat model (of the third stage)")
-    made.add_argument("--size", type=int, metavar="PX", help="pixels of a side; default: what the model was trained at")
-    made.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
-    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, greedy")
-    made.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: %(default)s")
+    made.add_argument(
+        "--size", type=_number(int, 1), metavar="PX", help="pixels of a side; default: what the model was trained at"
+    )
+    tokens = _number(int, 1)
+    made.add_argument("--max-new-tokens", type=tokens, default=256, metavar="N", help="default: %(default)s")
+    heat, share = _number(float, 0), _number(float, 1e-6, 1)
+    made.add_argument("--temperature", type=heat, default=0.0, metavar="T", help="default: 0, greedy")
+    made.add_argument("--top-p", type=share, default=1.0, metavar="P", help="default: %(default)s")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling; default: %(default)s")
     made.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored; bfloat16 on a GPU")
     made.add_argument("--device", metavar="NAME", help="default: a GPU where there is one")
     made.add_argument("--draw", type=Path, metavar="FILE", help="where the first picture goes with its places drawn in")
     return made
+
+
+def _number(kind: Callable[[str], float], low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: a number from low to high."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        return value
+
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ shape they must be. So what is missing, unknown or of another size is known befo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -111,19 +111,26 @@ def from_transformers(wanted: Shapes) -> dict[str, Take]:
     return {name: Take((name.removeprefix("language."),), shape) for name, shape in wanted.items()}
 
 
-def grown(takes: Mapping[str, Take], old: int) -> dict[str, Take]:
-    """The same where the source's vocabulary has `old` rows; those that are missing become the mean of the old ones."""
+def grown(takes: Mapping[str, Take], old: int, new: Collection[int] = ()) -> dict[str, Take]:
+    """The same where the source's vocabulary has `old` rows; those that are missing become the mean of the old ones.
+
+    new: rows that become it too where they are there: many tables are longer than their vocabulary.
+    """
     longer = {}
     for name in ("language.model.embed_tokens.weight", "language.lm_head.weight"):
         if name in takes:
             rows, width = takes[name].shape
-            longer[name] = Take(takes[name].keys, (old, width), lambda table, rows=rows: _longer(table, rows))
+            longer[name] = Take(takes[name].keys, (old, width), lambda table, rows=rows: _longer(table, rows, new))
     return {**takes, **longer}
 
 
-def _longer(table: Tensor, rows: int) -> Tensor:
-    mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
-    return torch.cat([table, mean.expand(rows - len(table), -1)])
+def _longer(table: Tensor, rows: int, new: Collection[int]) -> Tensor:
+    inside = [row for row in new if row < len(table)]
+    learnt = table.sum(0, dtype=torch.float32) - table[inside].sum(0, dtype=torch.float32)
+    longer = table.new_empty(rows, table.shape[1])
+    longer[: len(table)] = table
+    longer[[*inside, *range(len(table), rows)]] = (learnt / (len(table) - len(inside))).to(table.dtype)
+    return longer
 
 
 def qwen_language(values: Mapping[str, Any], eos: int, where: str) -> dict[str, Any]:

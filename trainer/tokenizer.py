@@ -48,8 +48,10 @@ class Tokenizer(ABC):
     """A vocabulary and its special ids.
 
     `special`: ids by short name: eos im_start im_end ref /ref box /box quad /quad img /img imgpad. `size`: the rows
-    that an embedding needs, the highest id + 1.
+    that an embedding needs, the highest id + 1. `new`: ids that `load_tokenizer` added, which no model has learnt.
     """
+
+    new: frozenset[int] = frozenset()
 
     def __init__(self, pieces: dict[int, bytes], added: dict[str, int], eos: str, normalizer: Any) -> None:
         self._pieces = pieces | {id: token.encode() for token, id in added.items()}
@@ -127,8 +129,10 @@ class _HuggingFace(Tokenizer):
         model, letters = getattr(backend, "model", None), _byte_letters()
         if not isinstance(model, tokenizers.models.BPE) or not letters.keys() <= backend.get_vocab().keys():
             raise TokenizerError(f"{where}: {NO_BPE}")
+        had = outer.get_added_vocab()
         if add_structure:
-            outer.add_tokens([token for token in STRUCTURE.values() if token not in outer.get_added_vocab()], True)
+            outer.add_tokens([token for token in STRUCTURE.values() if token not in had], True)
+            self.new = frozenset(id for token, id in outer.get_added_vocab().items() if token not in had)
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
         missing = [token for token in STRUCTURE.values() if token not in added]

@@ -97,7 +97,7 @@ def assemble(
     wanted = _wanted(config)
     eyes = layouts.from_openclip({name: shape for name, shape in wanted.items() if name.startswith("vision.")})
     speech = {name: shape for name, shape in wanted.items() if name.startswith(LANGUAGE)}
-    spoken = layouts.grown((layouts.from_released if qwen else layouts.from_transformers)(speech), rows)
+    spoken = layouts.grown((layouts.from_released if qwen else layouts.from_transformers)(speech), rows, tokenizer.new)
     seen.check(eyes, layouts.OPENCLIP_IGNORED)
     read.check(spoken, layouts.IGNORED if "language.lm_head.weight" in wanted else layouts.TIED_IGNORED)
     with torch.random.fork_rng(devices=[]):

@@ -73,6 +73,15 @@ def test_new_rows_of_a_vocabulary_are_the_mean_of_the_old_ones() -> None:
     assert grown["language.model.norm.weight"] == takes["language.model.norm.weight"]
 
 
+def test_rows_that_were_there_but_never_learnt_are_the_mean_of_the_others() -> None:
+    """As in a Qwen2, whose table is longer than its vocabulary."""
+    name = "language.model.embed_tokens.weight"
+    table = torch.tensor([[0.0, 2], [4, 6], [90, 90]])
+    made = layouts.grown({name: Take(("x",), (4, 2))}, 3, frozenset({2, 3}))[name].make(table)
+    assert made.tolist() == [[0, 2], [4, 6], [2, 4], [2, 4]]
+    assert table.tolist() == [[0, 2], [4, 6], [90, 90]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -330,9 +330,11 @@ def test_structure_is_added_only_when_asked(tmp_path: Path) -> None:
         load_tokenizer(folder)
     grown = load_tokenizer(folder, add_structure=True)
     assert grown.size == 330 + 4 + 11
+    assert grown.new == set(range(334, 345))
     assert grown.decode([grown.special["eos"]]) == "<|eot_id|>"
     grown.save(tmp_path / "grown")
     again = load_tokenizer(tmp_path / "grown")
+    assert not again.new
     assert again.fingerprint == grown.fingerprint == load_tokenizer(tmp_path / "grown", add_structure=True).fingerprint
 
 
