@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.errors import ModelError
-from trainer.model.folder import read_json
+from trainer.model.folder import read_index
 
 Shape = tuple[int, ...]
 # What torch, zipfile and pickle raise for a file that is cut, is none of theirs, or asks for more than tensors.
@@ -105,10 +105,7 @@ def find_files(folder: Path, *stems: str) -> dict[Path, set[str]]:
         shards = sorted(folder.glob(f"{stem}-?????-of-{'[0-9]' * 5}.{kind}"))
         files: dict[Path, set[str]] = {}
         if index.is_file():
-            placed = read_json(index).get("weight_map")
-            if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-                raise ModelError(f"{index}: weight_map, a file for every tensor, is missing")
-            for key, file in placed.items():
+            for key, file in read_index(index).items():
                 files.setdefault(folder / file, set()).add(key)
         elif (folder / f"{stem}.{kind}").is_file():
             files = {folder / f"{stem}.{kind}": set()}

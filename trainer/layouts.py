@@ -162,7 +162,7 @@ def from_released_config(
     _only(visual, {"output_dim": hidden, "image_start_id": special["img"]}, at)
     if special["imgpad"] >= values["vocab_size"]:
         raise ModelError(f"{where}: vocab_size is {values['vocab_size']}: <imgpad> is {special['imgpad']}")
-    tables = [shapes.get(f"transformer.visual.{key}", (256,))[0] for key in ("positional_embedding", "attn_pool.query")]
+    tables = [(shapes.get(f"transformer.visual.{k}") or (256,))[0] for k in ("positional_embedding", "attn_pool.query")]
     vision = {key: visual[key] for key in _SIZES}
     side = round(tables[0] ** 0.5) * visual["patch_size"]
     vision |= {"image_size": side, "mlp_ratio": visual.get("mlp_ratio", 4.0), "eps": 1e-6}

@@ -101,6 +101,7 @@ def test_what_ray_prints_goes_to_the_core_log(capfd: pytest.CaptureFixture[str])
     assert worker.print_to_stdstream is printed
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_no_news_for_the_terminal(tmp_path: Path) -> None:
     samples = some_input(tmp_path, boom=True)
     gate = tmp_path / "gate"

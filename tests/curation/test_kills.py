@@ -71,7 +71,7 @@ def same_as_undisturbed(folder: Path, samples: int, **settings: Any) -> None:
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(3, id="3-times"),
+        pytest.param(2, id="2-times"),
         pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
     ],
 )

@@ -302,6 +302,7 @@ def test_a_run_that_lost_its_lease_ends_with_one_line(tmp_path: Path, monkeypatc
     same_as_undisturbed(tmp_path, samples, filters=filters)
 
 
+@pytest.mark.slow
 def test_two_drivers_without_a_lease_end_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Correctness does not depend on it: two drivers, each with its own Ray, do the same units at the same time."""
     gate = tmp_path / "gate"

@@ -48,6 +48,7 @@ def test_a_second_call_trains_nothing(clip_folder: Path) -> None:
     assert (clip_folder / "open_clip_model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_another_recipe_is_trained_anew_and_a_seed_gives_the_same_weights(tmp_path: Path) -> None:
     pytest.importorskip("open_clip", reason="the CLIP needs the extra `clip`")
     tiny = Recipe(scenes=24, captions=1, steps=2, batch=8, warmup=1)

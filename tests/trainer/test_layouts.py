@@ -186,6 +186,22 @@ def test_an_index_that_promises_more_than_the_files_hold_is_refused(tmp_path: Pa
         read(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["../model.safetensors", "{folder}/model.safetensors"])
+def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, file: str) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    (tmp_path / "in").mkdir()
+    placed = dict.fromkeys(WEIGHTS, file.format(folder=tmp_path))
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(ModelError, match=r"weight_map: '.* is no file of this folder"):
+        read(tmp_path / "in")
+
+
+def test_a_table_of_a_damaged_checkpoint_without_rows_is_left_to_the_check_of_shapes() -> None:
+    config = restated.Config()
+    shapes = restated.released_shapes(config) | {"transformer.visual.positional_embedding": ()}
+    assert layouts.from_released_config(restated.released_config(config), shapes, SPECIAL, "config.json") == QWEN_VL
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no model.safetensors or model.bin"):
         read(tmp_path)

@@ -85,8 +85,11 @@ class ModelConfig(_Config):
     def _fits(self) -> ModelConfig:
         if self.image_size % self.vision.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of vision.patch_size")
-        if not isinstance(self.language.get("hidden_size"), int):
-            raise ValueError("language.hidden_size is missing")
+        for key in ("hidden_size", "vocab_size"):
+            if type(self.language.get(key)) is not int or self.language[key] <= 0:
+                raise ValueError(f"language.{key} is missing, or no whole number above 0")
+        if self.image_token >= self.language["vocab_size"]:
+            raise ValueError(f"image_token {self.image_token} is none of language.vocab_size")
         if self.width % 4 or self.width % self.adapter.heads:
             # Four: sine and cosine of two axes.
             raise ValueError(f"language.hidden_size {self.width} is no multiple of 4 and of adapter.heads")

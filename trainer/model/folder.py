@@ -169,6 +169,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_index(where: Path) -> dict[str, str]:
+    """An index's weight_map. Raises `ModelError` unless it names a file of its own folder for every tensor."""
+    placed = read_json(where).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ModelError(f"{where}: weight_map, a file for every tensor, is missing")
+    for file in placed.values():
+        if not isinstance(file, str) or file != Path(file).name:
+            raise ModelError(f"{where}: weight_map: {file!r:.80} is no file of this folder")
+    return placed
+
+
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model folder by our name, one by one. Raises `ModelError` for a file that is missing or cut."""
     for name, tensor in _read(folder, "vision"):
@@ -179,10 +190,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _read(folder: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
     index = folder / f"{stem}.safetensors.index.json"
-    placed = read_json(index).get("weight_map") if index.exists() else None
-    if index.exists() and not isinstance(placed, dict):
-        raise ModelError(f"{index}: weight_map is missing")
-    for file in sorted(set(placed.values())) if placed else [f"{stem}.safetensors"]:
+    for file in sorted(set(read_index(index).values())) if index.exists() else [f"{stem}.safetensors"]:
         path = folder / file
         if not path.is_file():
             raise ModelError(f"{path}: is missing: the model is not complete")
@@ -212,7 +220,8 @@ def load_model(
             raise ModelError(
                 f"{folder}: {name}: its shape is {list(tensor.shape)}, the configuration asks for {list(wanted[name])}"
             )
-        loaded[name] = tensor.to(device=device, dtype=None if name == _TABLE else dtype)
+        # A copy of its own: what was read is the file's memory, and would change, or crash, with the file.
+        loaded[name] = tensor.to(device=device, dtype=None if name == _TABLE else dtype, copy=True)
     missing = sorted(wanted.keys() - loaded.keys())
     if missing:
         raise ModelError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(wanted)} tensors)")

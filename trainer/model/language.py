@@ -48,7 +48,7 @@ def build_language(config: dict[str, Any]) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(read, **given)  # type: ignore[no-untyped-call]
     except ModelError:
         raise
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AssertionError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ZeroDivisionError, AssertionError) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"the language model's configuration: {said}") from error
     # A pack has no padding, and the padding token is often eos, whose row shall train like any other.

@@ -53,11 +53,12 @@ class VisionLanguageModel(nn.Module):
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
         if len(pixels):
             return embeds.index_copy(0, places, self.encode_images(pixels).flatten(0, 1).to(embeds.dtype))
-        if not (self.training and torch.is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled()) and not torch.distributed.is_initialized():
             return embeds
-        # Without an image the tower would have no gradient, and ranks that have one would wait for ever.
+        # Without an image the tower would give no gradient and, sharded, gather no weights, in evaluation either: ranks
+        # that have one would wait for ever.
         side = self.config.vision.image_size
-        nothing = self.encode_images(pixels.new_zeros(1, 3, side, side)).sum() * 0
+        nothing = (self.encode_images(pixels.new_zeros(1, 3, side, side)) * 0).sum()
         return embeds + nothing.to(embeds.dtype)
 
     def hidden(self, batch: Batch) -> Tensor:

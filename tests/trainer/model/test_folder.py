@@ -135,10 +135,39 @@ def test_a_configuration_that_is_no_json(folder: Path) -> None:
         load_model(folder)
 
 
-def test_a_wrong_number_is_named(folder: Path) -> None:
-    change(folder / "config.json", adapter={"queries": 15, "heads": 4})
-    with pytest.raises(ModelError, match=r"config.json: adapter: queries 15 is no square"):
+@pytest.mark.parametrize(
+    ("file", "values", "line"),
+    [
+        ("config.json", {"adapter": {"queries": 15, "heads": 4}}, r"config.json: adapter: queries 15 is no square"),
+        ("config.json", {"image_token": 10**9}, r"image_token 1000000000 is none of language.vocab_size"),
+        ("language/config.json", {"hidden_size": 0}, r"language.hidden_size is missing, or no whole number above 0"),
+        ("language/config.json", {"vocab_size": None}, r"language.vocab_size is missing, or no whole number above 0"),
+        ("language/config.json", {"num_attention_heads": 0}, r"configuration: ZeroDivisionError"),
+        ("language/config.json", {"num_key_value_heads": 0}, r"configuration: ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_number_is_named(folder: Path, file: str, values: dict[str, object], line: str) -> None:
+    change(folder / file, **values)
+    with pytest.raises(ModelError, match=line):
         load_model(folder)
+
+
+@pytest.mark.parametrize("placed", [{}, [], {"a": 3}, {"a": 3, "b": "x"}, {"a": ["x"]}, {"a": "../x"}, {"a": "/x"}])
+def test_an_index_names_files_of_its_own_folder(folder: Path, placed: object) -> None:
+    path = folder / "language" / "model.safetensors.index.json"
+    shutil.copy(folder / "language" / "model.safetensors", folder / "x")
+    path.write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(ModelError, match=r"index.json: weight_map"):
+        load_model(folder)
+
+
+def test_a_loaded_model_is_no_longer_its_files(folder: Path) -> None:
+    back = load_model(folder)
+    before = {name: tensor.clone() for name, tensor in back.state_dict().items()}
+    for path in folder.rglob("*.safetensors"):
+        with path.open("r+b") as file:  # the same file, as `cp` writes
+            file.write(b"\xff" * path.stat().st_size)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in back.state_dict().items())
 
 
 @pytest.mark.parametrize("file", ["vision.safetensors", "language/model.safetensors"])

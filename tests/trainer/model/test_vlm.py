@@ -148,6 +148,20 @@ def test_text_alone_reaches_the_tower_with_nothing() -> None:
     assert total.item() == pytest.approx(made.eval()(batch)[0].item(), rel=1e-6)
 
 
+def test_among_ranks_text_alone_takes_the_tower_along_in_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where weights are sharded a forward gathers them: one rank without an image stopped all (2 ranks on gloo)."""
+    made, seen = model(), list[int]()
+    for part in (made.vision, made.adapter):
+        part.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    batch = packed([sample(random.Random(0), 0, 12)], [])
+    with torch.no_grad():
+        alone = made(batch)[0]
+        assert seen == []
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        assert torch.equal(made(batch)[0], alone)
+    assert seen == [1, 1]
+
+
 def test_an_image_without_text() -> None:
     made = model()
     batch = packed([sample(random.Random(0), 1, 0)], pictures(1))
