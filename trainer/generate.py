@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import DataError, ModelError, TrainerError
+from trainer.errors import DataError, ModelError, TokenizerError, TrainerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,7 +225,14 @@ def open_speaker(
         raise ModelError(f"device {where!r}: {str(error).splitlines()[0]}") from error
     kind = getattr(torch, dtype) if dtype else torch.bfloat16 if where.startswith("cuda") else None
     model = load_model(Path(folder), kind, where)
-    return Speaker(model, load_tokenizer(Path(folder) / LANGUAGE), image_size)
+    tokenizer = load_tokenizer(Path(folder) / LANGUAGE)
+    rows, image = int(model.config.language["vocab_size"]), tokenizer.special["imgpad"]
+    if tokenizer.size > rows or image != model.config.image_token:
+        raise TokenizerError(
+            f"{folder}: the tokenizer is another model's: {tokenizer.size:,} ids and <imgpad> {image:,}, "
+            f"the model has {rows:,} rows and {model.config.image_token:,}"
+        )
+    return Speaker(model, tokenizer, image_size)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -241,14 +248,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", required=True, metavar="TEXT", help="<ref>, <box> and <quad> in it are tags")
     made.add_argument("--chat", action="store_true", help="asks as a user of a chat model (of the third stage)")
     made.add_argument(
-        "--size", type=_number(int, 1), metavar="PX", help="pixels of a side; default: what the model was trained at"
+        "--size",
+        type=_number(int, 1, 8192),
+        metavar="PX",
+        help="pixels of a side; default: what the model was trained at",
     )
     tokens = _number(int, 1)
     made.add_argument("--max-new-tokens", type=tokens, default=256, metavar="N", help="default: %(default)s")
     heat, share = _number(float, 0), _number(float, 1e-6, 1)
     made.add_argument("--temperature", type=heat, default=0.0, metavar="T", help="default: 0, greedy")
     made.add_argument("--top-p", type=share, default=1.0, metavar="P", help="default: %(default)s")
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling; default: %(default)s")
+    made.add_argument(
+        "--seed", type=_number(int, 0, 2**63 - 1), default=0, metavar="N", help="of the sampling; default: %(default)s"
+    )
     made.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored; bfloat16 on a GPU")
     made.add_argument("--device", metavar="NAME", help="default: a GPU where there is one")
     made.add_argument("--draw", type=Path, metavar="FILE", help="where the first picture goes with its places drawn in")
@@ -270,6 +282,8 @@ def _number(kind: Callable[[str], float], low: float, high: float = float("inf")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
+        if options.draw and (not options.image or options.draw in options.image):
+            raise DataError("--draw needs an --image, and another file than that")
         speaker = open_speaker(options.folder, options.size, options.dtype, options.device)
         said = speaker.say(
             options.image,
@@ -288,21 +302,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
 def _draw(images: Sequence[Path], said: Said, target: Path) -> None:
-    from PIL import Image
-
+    from trainer.data.images import read_rgb
     from trainer.places import draw
 
-    if not images:
-        raise DataError("--draw needs an --image")
     try:
-        with Image.open(images[0]) as image:
-            draw(image, said.places).save(target)
+        draw(read_rgb(images[0].read_bytes()), said.places).save(target)  # upright, as the model saw it
     except (OSError, ValueError) as error:
         raise DataError(f"{target}: cannot be written: {error}") from error
     sys.stderr.write(f"{len(said.places)} places drawn in {target}\n")

@@ -138,13 +138,16 @@ def qwen_language(values: Mapping[str, Any], eos: int, where: str) -> dict[str, 
     _whole(values, (*_COUNTS, "intermediate_size"), where)
     heads = values["num_attention_heads"]
     _only(values, {**_FIXED, "kv_channels": values["hidden_size"] // heads}, where)
+    base = values.get("rotary_emb_base", 10000)
+    if not isinstance(base, int | float):
+        raise ModelError(f"{where}: rotary_emb_base is {base!r}: a number is needed")
     return {
         **QWEN_VL.language,
         **{key: values[key] for key in _COUNTS},
         **{ours: values[key] for key, ours in _SAME.items() if key in values},
         "num_key_value_heads": heads,
         "intermediate_size": values["intermediate_size"] // 2,  # it counts w1 and w2
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(values.get("rotary_emb_base", 10000))},
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(base)},
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos),
     }
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,13 @@ def token_flops(config: ModelConfig, length: int, parameters: int) -> int:
 
     parameters: of the language model. The head is reckoned for every token, the look-up of the embedding is free.
     """
-    language = config.language
-    table = int(language["vocab_size"]) * config.width
-    multiplied = parameters if language.get("tie_word_embeddings") else parameters - table
-    heads = int(language["num_attention_heads"])
-    head = int(language.get("head_dim") or config.width // heads)
+    from transformers import AutoConfig
+
+    read = AutoConfig.for_model(**deepcopy(config.language))  # with what is left to the family's defaults
+    multiplied = parameters if read.tie_word_embeddings else parameters - read.vocab_size * config.width
+    wide = read.num_attention_heads * (getattr(read, "head_dim", None) or config.width // read.num_attention_heads)
     # Each token sees (length + 1) / 2 on average; scores and sum are 2 FLOPs a channel each.
-    return 2 * multiplied + int(language["num_hidden_layers"]) * 2 * (length + 1) * heads * head
+    return int(2 * multiplied + read.num_hidden_layers * 2 * (length + 1) * wide)
 
 
 def costs(config: ModelConfig, projection_with: str = "vision") -> list[Cost]:
@@ -156,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     if options.json:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from trainer import layouts
 from trainer.checkpoints import Checkpoint, Shape, find_files
+from trainer.data.images import MEAN, STD
 from trainer.errors import ModelError
 from trainer.model.adapter import Adapter, Projection
 from trainer.model.config import ModelConfig, VisionConfig, checked
@@ -140,6 +141,7 @@ def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
     values: dict[str, Any] | None
     if path.is_dir():
         values = read_json(path / "open_clip_config.json")
+        _same_pixels(values.get("preprocess_cfg"), vision)
         files = find_files(path, "open_clip_model", "open_clip_pytorch_model")
     elif path.is_file():
         if named is None:
@@ -148,7 +150,9 @@ def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
         model, files = named, {path: set()}
     elif tag in open_clip.list_pretrained_tags_by_model(model):
         pretrained = open_clip.get_pretrained_cfg(model, tag)
-        values = open_clip.get_model_config(model) | {"quick_gelu": bool(pretrained.get("quick_gelu"))}
+        _same_pixels(pretrained, vision)
+        values = open_clip.get_model_config(model)
+        values |= {"quick_gelu": bool(pretrained.get("quick_gelu") or values.get("quick_gelu"))}
         try:
             files = {Path(open_clip.download_pretrained(pretrained)): set()}
         except (OSError, RuntimeError, ValueError) as error:
@@ -158,6 +162,14 @@ def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
     if values is None:
         raise ModelError(f"{model}: open_clip has no model of this name; give its configuration as a .json file")
     return check_openclip(values.get("model_cfg", values)), Checkpoint(vision, ("", files))
+
+
+def _same_pixels(given: object, where: str) -> None:
+    """Raises `ModelError` for weights that learnt from images normalised in another way than ours are."""
+    for key, ours in (("mean", MEAN), ("std", STD)):
+        value = given.get(key, ours) if isinstance(given, dict) else ours
+        if tuple(value) != ours:
+            raise ModelError(f"{where}: its images have {key} {value}, not CLIP's: only that is taken")
 
 
 def _language(folder: Path) -> tuple[dict[str, Any], Tokenizer, Checkpoint, bool]:

@@ -32,6 +32,7 @@ from tests.trainer.restated import random_released, released_shapes, save_releas
 from trainer import transfer
 from trainer.convert import main
 from trainer.data.batch import Encoded, pack
+from trainer.data.images import MEAN, STD
 from trainer.model.folder import load_config, load_model
 
 CONFIG = small_config()
@@ -418,3 +419,18 @@ def test_help_answers_at_once_with_an_example() -> None:
     assert time.monotonic() - started < 5
     assert "python -m trainer.convert assemble --vision " in done.stdout
     assert not any(f" {name}\n" in done.stderr for name in ("torch", "transformers", "open_clip"))
+
+
+def test_weights_that_learnt_from_images_normalised_otherwise_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels are made with CLIP's mean and deviation, whatever the tower."""
+    clip(tmp_path / "clip")
+    qwen2(tmp_path / "lm")
+    path = tmp_path / "clip" / "open_clip_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}))
+    arguments = ["assemble", "--vision", tmp_path / "clip", "--language", tmp_path / "lm", "--queries", 16]
+    assert "its images have mean [0.5, 0.5, 0.5], not CLIP's" in refusal(capfd, *arguments, tmp_path / "no")
+    path.write_text(json.dumps(values | {"preprocess_cfg": {"mean": list(MEAN), "std": list(STD)}}))
+    assert main([str(argument) for argument in (*arguments, tmp_path / "out")]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from shards.schema import Caption, Chat, ImagePart, Message, Refer, TextPart, Vq
 from tests.trainer.models import model, packed, tokenizer
 from trainer.data.images import to_pixels
 from trainer.data.tasks import Layout, encode_sample
-from trainer.errors import DataError
+from trainer.errors import DataError, TokenizerError
 from trainer.generate import Prompt, Speaker, main, open_speaker, prompt_ids
 from trainer.model.folder import save_model
 
@@ -176,6 +177,8 @@ def test_the_command_says_and_draws(
         (["{folder}", "--image", "{picture}", "--prompt", "x", "--size", "31"], "31 px"),
         (["{folder}", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["{folder}", "--prompt", "x", "--temperature", "-1"], "--temperature"),
+        (["{folder}", "--prompt", "x", "--seed", str(2**70)], "--seed"),
+        (["{folder}", "--image", "{picture}", "--prompt", "x", "--draw", "{picture}"], "another file than that"),
         (["{folder}", "--prompt", "x", "--top-p", "0"], "--top-p"),
         (["{folder}", "--prompt", "x", "--device", "nonsense"], "nonsense"),
         (
@@ -219,3 +222,24 @@ def test_help_is_quick_and_has_an_example() -> None:
     assert time.process_time() - began < 5
     assert "example:" in shown.stdout
     assert "| torch\n" not in shown.stderr
+
+
+def test_places_are_drawn_on_the_upright_picture(folder: Path, tmp_path: Path) -> None:
+    """EXIF orientation 6: the file is 80 x 40, what the model saw 40 x 80."""
+    image = Image.new("RGB", (80, 40), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.jpg", exif=exif)
+    arguments = [str(folder), "--image", str(tmp_path / "x.jpg"), "--prompt", "A star", "--max-new-tokens", "1"]
+    assert main([*arguments, "--draw", str(tmp_path / "y.png")]) == 0
+    with Image.open(tmp_path / "y.png") as drawn:
+        assert drawn.size == (40, 80)
+
+
+def test_a_tokenizer_of_another_model_is_told(folder: Path, tmp_path: Path) -> None:
+    from trainer.tokenizer import train_bpe
+
+    shutil.copytree(folder, tmp_path / "model")
+    train_bpe(["another text altogether, with other pairs"], 280).save(tmp_path / "model" / "language")
+    with pytest.raises(TokenizerError, match=r"model: the tokenizer is another model's: 280 ids and <imgpad> 279, the"):
+        open_speaker(tmp_path / "model")

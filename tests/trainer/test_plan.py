@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.trainer.models import config, model, packed, pictures, sample
+from tests.trainer.models import config, model, pictures
 from trainer.model.config import QWEN_VL
 from trainer.model.folder import save_model
 from trainer.model.language import unpacked
@@ -104,11 +103,8 @@ def test_help_imports_no_torch() -> None:
     assert "| torch\n" not in shown.stderr
 
 
-def test_a_batch_is_what_its_images_and_tokens_are() -> None:
-    """The reckoning covers the whole forward: images and tokens add up to what runs."""
-    made, rng = model().train(), random.Random(0)
-    batch = packed([sample(rng, 2, 10)], pictures(2))
-    whole = counted(lambda: made.logits(batch))
-    seen = counted(lambda: made.encode_images(batch.pixels))
-    assert seen == 2 * sum(image_flops(made.config, 32).values())
-    assert whole > seen
+def test_what_a_configuration_leaves_to_its_family_is_reckoned_with() -> None:
+    language = {key: value for key, value in config().language.items() if key != "rms_norm_eps"}
+    for key in ("num_attention_heads", "tie_word_embeddings", "num_hidden_layers"):
+        del language[key]
+    assert token_flops(config().model_copy(update={"language": language | {"hidden_size": 64}}), 10, 10**6) > 0

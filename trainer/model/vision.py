@@ -2,9 +2,8 @@
 
 The one decision: nothing about an image's size is stored. The table of positions keeps the size it was learnt at and is
 interpolated in every forward, by a matrix that is made where it is needed. A matrix product, because the backward of
-`F.interpolate` is not deterministic on CUDA; made anew, because that costs less than the product itself (16 to 32
-places a side on a CPU core: 8 of 25 ms, of a tower's seconds), and because no tensor then outlives `to_empty`,
-`inference_mode`, fake tensors or `torch.compile`.
+`F.interpolate` is not deterministic on CUDA; made anew, because that costs less than the product itself, and because
+no tensor then outlives `to_empty`, `inference_mode`, fake tensors or `torch.compile`.
 """
 
 from __future__ import annotations
