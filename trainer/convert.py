@@ -12,28 +12,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainer.errors import TrainerError
+from trainer.errors import exit_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command, out = options.pop("command"), options["out"]
-    try:
+
+    def work() -> None:
         from trainer import transfer
 
         run: Callable[..., None] = getattr(transfer, "import_released" if command == "import" else command)
         run(**options)
-    except TrainerError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted: {out} is not complete\n")
-        return 130
-    sys.stdout.write(f"{out}\n")
-    return 0
+        sys.stdout.write(f"{out}\n")
+
+    return exit_status(work, f"interrupted: {out} is not complete")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,9 @@
-"""What goes wrong by a user's doing: one line that says what, where and what to do."""
+"""What goes wrong by a user's doing: one line that says what, where and what to do; and how a command ends of it."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class TrainerError(ValueError):
@@ -17,3 +20,23 @@ class TokenizerError(TrainerError):
 
 class DataError(TrainerError):
     """A sample, an image or a batch that cannot be trained on."""
+
+
+def exit_status(work: Callable[[], object], interrupted: str | None = None) -> int:
+    """Does a command's work: 0 done; 2 a mistake of the user's, 1 a library that is not installed; 130 interrupted.
+
+    Each is told in one line. interrupted: the line for that; None: silent.
+    """
+    try:
+        work()
+    except TrainerError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
+        return 1
+    except KeyboardInterrupt:
+        if interrupted is not None:
+            sys.stderr.write(f"{interrupted}\n")
+        return 130
+    return 0

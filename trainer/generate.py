@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import DataError, ModelError, TokenizerError, TrainerError
+from trainer.errors import DataError, ModelError, TokenizerError, exit_status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,21 +65,12 @@ class Speaker:
         asked = Prompt(prompt, tuple(Path(each) for each in images), options.pop("chat", False))
         return self.say_all([asked], **options)[0]
 
-    def say_all(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[Said]:
-        """Answers prompts as one batch. temperature 0: greedy; else sampled, the same for the same seed and batch.
+    def say_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Said]:
+        """Answers prompts as one batch. options: those of `continue_rows`.
 
         Raises `DataError` for an image that cannot be read, or a prompt with nothing in it.
         """
-        rows = [self._read(prompt) for prompt in prompts]
-        made = self.continue_rows(rows, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        made = self.continue_rows([self._read(prompt) for prompt in prompts], **options)
         return [self._said(ids) for ids in made]
 
     def continue_rows(
@@ -92,7 +83,7 @@ class Speaker:
         seed: int = 0,
     ) -> list[list[int]]:
         """What follows rows of token ids with the images [3, S, S] of their placeholders; each ends with eos or im_end,
-        unless `max_new_tokens` came first.
+        unless `max_new_tokens` came first. temperature 0: greedy; else sampled, the same for the same seed and batch.
         """
         import torch
 
@@ -179,15 +170,13 @@ def _up_to(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, queries: int) -> list[int]:
     """The token ids of a prompt, cut as in training. Raises `DataError` for one without text and images."""
-    from trainer.data.tasks import SYSTEM, Row
+    from trainer.data.tasks import Row
 
     if not prompt.text and not prompt.images:
         raise DataError("a prompt needs a text or an image")
     row = Row(tokenizer, queries)
     if prompt.chat:
-        row.turn("system", False)
-        row.text(SYSTEM, False)
-        row.end_turn(False, False)
+        row.system(False)
         row.turn("user", False)
     for number in range(len(prompt.images)):
         if prompt.chat or len(prompt.images) > 1:
@@ -281,33 +270,27 @@ def _number(kind: Callable[[str], float], low: float, high: float = float("inf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        if options.draw and (not options.image or options.draw in options.image):
-            raise DataError("--draw needs an --image, and another file than that")
-        speaker = open_speaker(options.folder, options.size, options.dtype, options.device)
-        said = speaker.say(
-            options.image,
-            options.prompt,
-            chat=options.chat,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-        )
-        sys.stdout.write(f"{said.text}\n")
-        if not said.ended:
-            sys.stderr.write(f"(cut after {options.max_new_tokens} tokens: --max-new-tokens allows more)\n")
-        if options.draw:
-            _draw(options.image, said, options.draw)
-    except TrainerError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: _generate(options))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    if options.draw and (not options.image or options.draw in options.image):
+        raise DataError("--draw needs an --image, and another file than that")
+    speaker = open_speaker(options.folder, options.size, options.dtype, options.device)
+    said = speaker.say(
+        options.image,
+        options.prompt,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    sys.stdout.write(f"{said.text}\n")
+    if not said.ended:
+        sys.stderr.write(f"(cut after {options.max_new_tokens} tokens: --max-new-tokens allows more)\n")
+    if options.draw:
+        _draw(options.image, said, options.draw)
 
 
 def _draw(images: Sequence[Path], said: Said, target: Path) -> None:

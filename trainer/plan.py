@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import TrainerError
+from trainer.errors import exit_status
 
 if TYPE_CHECKING:
     from trainer.model.config import ModelConfig
@@ -99,9 +99,9 @@ def token_flops(config: ModelConfig, length: int, parameters: int) -> int:
     return int(2 * multiplied + read.num_hidden_layers * 2 * (length + 1) * wide)
 
 
-def costs(config: ModelConfig, projection_with: str = "vision") -> list[Cost]:
-    """The three stages. projection_with: as in `set_trainable`."""
-    parts = count(config)
+def costs(config: ModelConfig, projection_with: str = "vision", parts: dict[str, int] | None = None) -> list[Cost]:
+    """The three stages. projection_with: as in `set_trainable`; parts: what `count` gave, where it has been asked."""
+    parts = parts or count(config)
     found = []
     for stage in STAGES:
         trains = {name: name in stage.trains for name in ("vision", "adapter", "language")}
@@ -151,23 +151,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        config = _config(options.model)
-        parts, found = count(config), costs(config, options.projection_with)
-    except TrainerError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[train]'\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _plan(options))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    config = _config(options.model)
+    parts = count(config)
+    found = costs(config, options.projection_with, parts)
     if options.json:
         text = json.dumps({"parameters": parts, "stages": [asdict(cost) for cost in found]}, indent=2)
     else:
         text = "\n".join(_lines(config.name, parts, found))
     sys.stdout.write(f"{text}\n")
-    return 0
 
 
 def _config(name: str) -> ModelConfig:

@@ -15,7 +15,6 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from trainer.model.folder import (
     read_json,
     write_json,
     write_model,
+    writing,
 )
 from trainer.model.vision import check_openclip
 from trainer.model.vlm import build_model
@@ -121,18 +121,14 @@ def export(source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHAR
     checkpoint = Checkpoint(source, *parts)
     takes = layouts.to_released(wanted, config.vision.heads)
     checkpoint.check(takes, layouts.NOTHING)
-    dtypes = set()
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         shards = Shards(out, "model", shard_bytes)
         for name, tensor in _shown(_cast(checkpoint.stream(takes), dtype), wanted, "export"):
             shards.add(name, tensor)
-            dtypes.add(str(tensor.dtype).removeprefix("torch."))
         shards.close()
         tokenizer.save(out)
-        write_json(out / "config.json", values | {"torch_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"})
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        write_json(out / "config.json", values | {"torch_dtype": shards.dtype})
 
 
 def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:

@@ -26,9 +26,9 @@ def resident(process: psutil.Process) -> int:
     return total
 
 
-def peak_of_run(config: Path) -> int:
-    """Peak of the driver and every process below it, Ray's own included, in bytes."""
-    command = [sys.executable, "-m", "curation", "run", "test", "--config", str(config)]
+def peak_of(*arguments: str, every_s: float) -> int:
+    """Peak of a command of curation and every process below it, Ray's own included, in bytes; looked at every_s."""
+    command = [sys.executable, "-m", "curation", *arguments]
     driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     peak = 0
     tree = psutil.Process(driver.pid)
@@ -43,7 +43,7 @@ def peak_of_run(config: Path) -> int:
         except psutil.Error:
             break
         peak = max(peak, total)
-        time.sleep(0.25)
+        time.sleep(every_s)
     out, _ = driver.communicate()
     assert driver.returncode == 0, out.decode()
     return peak
@@ -66,7 +66,7 @@ def test_a_million_rows_take_the_memory_of_a_hundred_thousand(tmp_path: Path) ->
         for number in range(rows // PER_TAR):
             os.link(tar, folder / f"in/{number:05d}.tar")
         filters = {"text_length": {}, "language": {"detector": "none"}, "emoji": {}}
-        peaks[rows] = peak_of_run(write_config(folder, filters=filters))
+        peaks[rows] = peak_of("run", "test", "--config", str(write_config(folder, filters=filters)), every_s=0.25)
     told = {rows: f"{peak / 2**20:,.0f} MiB" for rows, peak in peaks.items()}
     assert peaks[1_000_000] <= 1.15 * peaks[100_000], told
     sys.stderr.write(f"{told}\n")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from benchmarks.rescore import ROWS_A_UNIT, enlarge
@@ -31,35 +29,13 @@ from tests.curation.deciding import (
 )
 from tests.curation.pairs import image, write_parquet
 from tests.curation.runs import bytes_of, run_whole
-from tests.curation.test_memory import resident
+from tests.curation.test_memory import peak_of
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux"),
 ]
-
-
-def peak_of(*arguments: str) -> int:
-    """Peak of the command and all its processes, in bytes."""
-    command = [sys.executable, "-m", "curation", *arguments]
-    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    peak, tree = 0, psutil.Process(driver.pid)
-    while driver.poll() is None:
-        total = 0
-        try:
-            for process in [tree, *tree.children(recursive=True)]:
-                try:
-                    total += resident(process)
-                except (OSError, psutil.Error):
-                    continue  # it ended meanwhile
-        except psutil.Error:
-            break
-        peak = max(peak, total)
-        time.sleep(0.05)
-    out, _ = driver.communicate()
-    assert driver.returncode == 0, out.decode()
-    return peak
 
 
 @pytest.mark.parametrize("dry", [True, False], ids=["dry run", "written"])
@@ -74,7 +50,7 @@ def test_twenty_times_the_units_take_the_same_memory(tmp_path: Path, dry: bool) 
         large = configure(root)
         enlarge(opened, checked(large), Storage.open(str(root / "runs/test")), units * ROWS_A_UNIT)
         more = ["--workers", "2", *(["--dry-run"] if dry else [])]
-        peaks[units] = peak_of("rescore", *options(large, TIGHTER), *more)
+        peaks[units] = peak_of("rescore", *options(large, TIGHTER), *more, every_s=0.05)
         if not dry:
             decided = open_run(str(decision_of(large, TIGHTER)))
             assert (decided.complete, decided.totals().listed) == (True, units * ROWS_A_UNIT)

@@ -154,9 +154,7 @@ def _write_chat(row: Row, sample: Chat, released: bool) -> None:
     """ChatML; pictures are counted from 1 in the order in which the messages show them, whatever their number is."""
     turns = [(message.role, message.content) for message in sample.messages]
     if turns[0][0] != "system":
-        row.turn("system", released)
-        row.text(SYSTEM, False)
-        row.end_turn(False, released)
+        row.system(released)
     for role, content in turns:
         row.turn(role, released)
         answer = role == "assistant"
@@ -241,6 +239,12 @@ class Row:
         self.text(f"Picture {len(self._order) + 1}: ", False)
         self.image(number)
         self.text("\n", False)
+
+    def system(self, released: bool) -> None:
+        """The turn that stands before a chat which brings none."""
+        self.turn("system", released)
+        self.text(SYSTEM, False)
+        self.end_turn(False, released)
 
     def turn(self, role: str, released: bool) -> None:
         self.tag("im_start", released)

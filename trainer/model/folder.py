@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ class Shards:
         self._held: dict[str, Tensor] = {}
         self._bytes = self._total = 0
         self._parts: list[list[str]] = []
+        self._dtypes: set[str] = set()
+
+    @property
+    def dtype(self) -> str:
+        """Of all tensors so far, as configurations spell it; `float32` where they differ."""
+        return next(iter(self._dtypes)) if len(self._dtypes) == 1 else "float32"
 
     def add(self, name: str, tensor: Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
@@ -49,6 +56,7 @@ class Shards:
         self._held[name] = tensor.detach().cpu().contiguous()
         self._bytes += size
         self._total += size
+        self._dtypes.add(str(tensor.dtype).removeprefix("torch."))
 
     def flush(self) -> None:
         if self._held:
@@ -86,26 +94,31 @@ def write_model(
     folder: new or empty. Raises `ModelError` where it is not, or cannot be written; what `tensors` raises passes.
     """
     must_be_new(folder)
-    try:
+    with writing(folder):
         (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
         vision, language = Shards(folder, "vision", shard_bytes), Shards(folder / LANGUAGE, "model", shard_bytes)
-        dtypes = set()
         for name, tensor in tensors:
             if name.startswith(_PREFIX):
                 vision.flush()
                 language.add(name.removeprefix(_PREFIX), tensor)
-                dtypes.add(str(tensor.dtype).removeprefix("torch."))
             else:
                 language.flush()
                 vision.add(name, tensor)
         vision.close()
         language.close()
         tokenizer.save(folder / LANGUAGE)
-        stated = {**config.language, "dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+        stated = {**config.language, "dtype": language.dtype}
         write_json(folder / LANGUAGE / "config.json", stated)
         ends = {f"{kind}_token_id": stated.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         write_json(folder / LANGUAGE / "generation_config.json", {k: v for k, v in ends.items() if v is not None})
         write_json(folder / "config.json", config.model_dump(exclude={"language"}))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What fails within because of the disk is a `ModelError`."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 

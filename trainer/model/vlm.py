@@ -41,7 +41,6 @@ class VisionLanguageModel(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """[N, 3, S, S] to [N, queries, width]. No graph is kept below the last thing that trains."""
-        pixels = pixels.to(self.vision.conv1.weight.dtype)
         trains = any(parameter.requires_grad for parameter in self.vision.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             patches = self.vision(pixels)
