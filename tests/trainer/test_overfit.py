@@ -67,12 +67,12 @@ def train(model: VisionLanguageModel, data: list[tuple[Encoded, list[Tensor]]], 
         for group in optimizer.param_groups:
             cosine = (1 + math.cos(math.pi * step / steps)) / 2
             group["lr"] = group["peak"] * min(1, (step + 1) / 10) * (0.02 + 0.98 * cosine)
-        total, tokens = model(batch)
-        (total / tokens).backward()
+        mean = model(batch).mean()
+        mean.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss = total.item() / tokens
+        loss = mean.item()
     return loss
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from trainer.errors import DataError
 
 IGNORE = -100  # a label without a loss: the number that torch's cross_entropy ignores
+# The tasks of shards.schema in their order: the number of a task is its place here.
+TASKS = ("caption", "vqa", "ocr_vqa", "grounded_caption", "refer", "region_caption", "ocr", "text", "chat")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Batch:
     """Samples behind each other in one row of T tokens.
 
     `input_ids`, `labels`, `position_ids`: int64 [T]; positions begin at 0 in every segment. `lengths`: tokens of each
-    segment, of sum T. `pixels`: float32 [N, 3, S, S], the images in the order of their placeholders; N may be 0.
-    `places`: where the placeholders are, `taught`: which positions have a label; int64, known before a GPU is asked.
+    segment, of sum T. `pixels`: [N, 3, S, S], the images in the order of their placeholders; N may be 0; float32, or
+    uint8 that are still to be normalised; images behind the last placeholder are for shape only. `places`: where the
+    placeholders are, `taught`: which positions have a label, `tasks`: their task's number in `TASKS`; int64, known
+    before a GPU is asked.
     """
 
     input_ids: Tensor
@@ -58,10 +63,17 @@ class Batch:
     pixels: Tensor
     places: Tensor
     taught: Tensor
+    tasks: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        names = ("input_ids", "labels", "position_ids", "pixels", "places", "taught")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
+
+    def pin_memory(self) -> Batch:
+        """Under the name that torch's loader calls."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
+
+_TENSORS = ("input_ids", "labels", "position_ids", "pixels", "places", "taught", "tasks")
 
 
 def pack(
@@ -79,6 +91,7 @@ def pack(
     labels: list[int] = []
     positions: list[int] = []
     placed: list[Tensor] = []
+    tasks: list[int] = []
     for number, sample in enumerate(samples):
         places = sample.ids.count(image_token)
         if not sample.ids or places != sample.images * queries:
@@ -88,7 +101,9 @@ def pack(
             )
         ids += sample.ids
         taught = (flag and sample.weight > 0 for flag in sample.supervised[1:])
-        labels += [token if flag else IGNORE for token, flag in zip(sample.ids[1:], taught, strict=True)] + [IGNORE]
+        wanted = [token if flag else IGNORE for token, flag in zip(sample.ids[1:], taught, strict=True)]
+        labels += [*wanted, IGNORE]
+        tasks += [TASKS.index(sample.task)] * (len(wanted) - wanted.count(IGNORE))
         positions += range(len(sample.ids))
         first = len(placed)
         placed += [pixels[first + image] for image in sample.order or range(sample.images)]
@@ -101,4 +116,41 @@ def pack(
         torch.stack(placed) if placed else torch.empty(0, 3, image_size, image_size),
         (input_ids == image_token).nonzero().flatten(),
         (targets != IGNORE).nonzero().flatten(),
+        torch.tensor(tasks, dtype=torch.long),
     )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches behind each other as one."""
+    starts = [0, *accumulate(len(batch.input_ids) for batch in batches)]
+    made = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS}
+    # Without an image pixels are an empty float32, which would make those of uint8 float32 too.
+    made["pixels"] = torch.cat([batch.pixels for batch in batches if len(batch.pixels)] or [batches[0].pixels])
+    for name in ("places", "taught"):
+        made[name] = torch.cat([getattr(batch, name) + start for batch, start in zip(batches, starts, strict=False)])
+    return Batch(**made, lengths=tuple(chain.from_iterable(batch.lengths for batch in batches)))
+
+
+def fill_up(batch: Batch, tokens: int, images: int, token: int) -> Batch:
+    """The same batch in a fixed shape, as a compiled model wants it: the tail is a segment of its own, without a loss.
+
+    Raises `DataError` where the batch is larger.
+    """
+    tail, more = tokens - len(batch.input_ids), images - len(batch.pixels)
+    if tail < 0 or more < 0:
+        raise DataError(f"{len(batch.input_ids)} tokens and {len(batch.pixels)} images pass {tokens} and {images}")
+    size = batch.pixels.shape[1:]
+    return replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, batch.input_ids.new_full((tail,), token)]),
+        labels=torch.cat([batch.labels, batch.labels.new_full((tail,), IGNORE)]),
+        position_ids=torch.cat([batch.position_ids, torch.arange(tail)]),
+        lengths=(*batch.lengths, tail) if tail else batch.lengths,
+        pixels=torch.cat([batch.pixels, batch.pixels.new_zeros(more, *size)]),
+    )
+
+
+def across(batch: Batch) -> Batch:
+    """One segment: every sample sees those before it, as a plain causal model trained on packs does."""
+    tokens = len(batch.input_ids)
+    return replace(batch, lengths=(tokens,), position_ids=torch.arange(tokens))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.data.batch import Batch
+from trainer.data.images import normalised
 from trainer.errors import ModelError
 from trainer.model.adapter import Adapter, Projection
 from trainer.model.attention import Segments
@@ -40,7 +41,9 @@ class VisionLanguageModel(nn.Module):
         self.language = build_language(config.language)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """[N, 3, S, S] to [N, queries, width]. No graph is kept below the last thing that trains."""
+        """[N, 3, S, S], of uint8 or normalised, to [N, queries, width]. No graph is kept below what trains."""
+        if pixels.dtype == torch.uint8:
+            pixels = normalised(pixels)
         trains = any(parameter.requires_grad for parameter in self.vision.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             patches = self.vision(pixels)
@@ -51,7 +54,9 @@ class VisionLanguageModel(nn.Module):
         """Ids [T] to embeddings [T, width]; rows `places` [N x queries] become the N images' features, in order."""
         embeds: Tensor = self.language.get_input_embeddings()(input_ids)
         if len(pixels):
-            return embeds.index_copy(0, places, self.encode_images(pixels).flatten(0, 1).to(embeds.dtype))
+            features = self.encode_images(pixels).flatten(0, 1)
+            shown = embeds.index_copy(0, places, features[: len(places)].to(embeds.dtype))
+            return shown if len(places) else shown + (features * 0).sum().to(embeds.dtype)
         if not (self.training and torch.is_grad_enabled()) and not torch.distributed.is_initialized():
             return embeds
         # Without an image the tower would give no gradient and, sharded, gather no weights, in evaluation either: ranks
@@ -65,24 +70,24 @@ class VisionLanguageModel(nn.Module):
         embeds = self.embed(batch.input_ids, batch.pixels, batch.places)
         return hidden_states(self.language, embeds, batch.position_ids, Segments(batch.lengths, embeds.device))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        """The summed cross-entropy (fp32, a scalar) of a batch's supervised tokens, and their number.
+    def forward(self, batch: Batch) -> Tensor:
+        """The cross-entropy of each of a batch's supervised tokens: fp32 [len(batch.taught)].
 
-        To be divided by the number of all ranks and micro-batches, which only the caller knows.
+        Their sum is to be divided by the number of all ranks and micro-batches, which only the caller knows.
         """
         taught = self.hidden(batch).index_select(0, batch.taught)
         wanted = batch.labels.index_select(0, batch.taught)
-        total = torch.zeros((), dtype=torch.float32, device=taught.device)
+        losses = []
         # At least one chunk, if an empty one: the head takes part on every rank.
         for part, labels in zip(torch.split(taught, CHUNK), torch.split(wanted, CHUNK), strict=True):
             if torch.is_grad_enabled():
-                total = total + checkpoint(self._loss, part, labels, use_reentrant=False)
+                losses.append(checkpoint(self._losses, part, labels, use_reentrant=False))
             else:
-                total = total + self._loss(part, labels)
-        return total, len(batch.taught)
+                losses.append(self._losses(part, labels))
+        return torch.cat(losses)
 
-    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(head(self.language, hidden).float(), labels, reduction="sum")
+    def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(head(self.language, hidden).float(), labels, reduction="none")
 
     def logits(self, batch: Batch) -> Tensor:
         """[T, vocabulary], all at once: for tests and short sequences."""

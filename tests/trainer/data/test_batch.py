@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from trainer.data.batch import IGNORE, Encoded, pack
+from shards.schema import Sample
+from trainer.data.batch import IGNORE, TASKS, Encoded, across, fill_up, join, pack
 from trainer.errors import DataError
 
 PAD, QUERIES, SIDE = 9, 2, 4
@@ -86,3 +89,50 @@ def test_moving_a_batch_moves_every_tensor() -> None:
     batch = pack([encoded(1, (1, True))], [picture(0)], SIDE, PAD, QUERIES).to("meta")
     assert {getattr(batch, name).device.type for name in (*NUMBERS, "pixels")} == {"meta"}
     assert batch.lengths == (3,)
+
+
+def test_joined_batches_are_the_batch_of_all_samples() -> None:
+    samples = [
+        encoded(1, (5, False), (6, True)),
+        encoded(0, (1, True), (2, True)),
+        encoded(2, (3, False), (4, True), order=(1, 0)),
+    ]
+    shown = [[picture(1)], [], [picture(2), picture(3)]]
+    whole = pack(samples, [each for pixels in shown for each in pixels], SIDE, PAD, QUERIES)
+    joined = join([pack([one], pixels, SIDE, PAD, QUERIES) for one, pixels in zip(samples, shown, strict=True)])
+    assert joined.lengths == whole.lengths
+    for name in (*NUMBERS, "pixels", "tasks"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name)), name
+
+
+def test_joined_pixels_stay_bytes() -> None:
+    seen = pack([encoded(1, (1, True))], [picture(7).to(torch.uint8)], SIDE, PAD, QUERIES)
+    unseen = pack([encoded(0, (1, True), (2, True))], [], SIDE, PAD, QUERIES)
+    assert join([unseen, seen]).pixels.dtype == torch.uint8
+    assert join([unseen, unseen]).pixels.shape == (0, 3, SIDE, SIDE)
+
+
+def test_the_tail_is_a_segment_without_loss() -> None:
+    batch = pack([encoded(1, (5, True), (6, True))], [picture(1)], SIDE, PAD, QUERIES)
+    full = fill_up(batch, 10, 3, 0)
+    assert full.lengths == (4, 6)
+    assert full.input_ids.tolist() == [9, 9, 5, 6, 0, 0, 0, 0, 0, 0]
+    assert full.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    assert full.labels.tolist()[4:] == [IGNORE] * 6
+    assert (len(full.pixels), full.places.tolist(), full.taught.tolist()) == (3, [0, 1], batch.taught.tolist())
+    assert fill_up(batch, 4, 1, 0).lengths == (4,)
+    for tokens, images in ((3, 1), (4, 0)):
+        with pytest.raises(DataError, match=f"4 tokens and 1 images pass {tokens} and {images}"):
+            fill_up(batch, tokens, images, 0)
+
+
+def test_across_a_pack_there_is_one_segment() -> None:
+    batch = across(pack([encoded(0, (1, True), (2, True)), encoded(0, (3, True))], [], SIDE, PAD, QUERIES))
+    assert batch.lengths == (3,)
+    assert batch.position_ids.tolist() == [0, 1, 2]
+    assert batch.labels.tolist() == [2, IGNORE, IGNORE]
+
+
+def test_every_task_of_the_schema_has_a_number() -> None:
+    named = [field.model_fields["task"].annotation for field in get_args(get_args(Sample)[0])]
+    assert sorted(task for literal in named for task in get_args(literal)) == sorted(TASKS)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.trainer.models import config, model, packed, pictures, sample, tokenizer
-from trainer.data.batch import IGNORE, Batch, Encoded
+from trainer.data.batch import IGNORE, Batch, Encoded, fill_up
+from trainer.data.images import normalised
 from trainer.errors import ModelError
 from trainer.model import vlm
 from trainer.model.config import QWEN_VL, tiny
@@ -66,11 +67,13 @@ def test_packed_is_unpacked() -> None:
 def test_a_batch_of_eight_is_eight_batches_of_one_in_loss_and_gradients() -> None:
     samples, pixels = mixed()
     one, many = model(), model()
-    total, tokens = one(packed(samples, pixels))
+    losses = one(packed(samples, pixels))
+    total, tokens = losses.sum(), len(losses)
     total.backward()
     counted, summed = 0, 0.0
     for batch in alone(samples, pixels):
-        loss, number = many(batch)
+        each = many(batch)
+        loss, number = each.sum(), len(each)
         loss.backward()
         counted, summed = counted + number, summed + loss.item()
     assert tokens == counted > 0
@@ -95,7 +98,8 @@ def test_other_samples_of_a_pack_change_nothing() -> None:
 def test_the_loss_is_the_cross_entropy_of_whole_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlm, "CHUNK", chunk)
     made, batch = model(), packed(*mixed())
-    total, tokens = made(batch)
+    losses = made(batch)
+    total, tokens = losses.sum(), len(losses)
     whole = F.cross_entropy(made.logits(batch), batch.labels, ignore_index=IGNORE, reduction="sum")
     assert tokens == int((batch.labels != IGNORE).sum())
     assert total.item() == pytest.approx(whole.item(), rel=1e-5)
@@ -104,7 +108,8 @@ def test_the_loss_is_the_cross_entropy_of_whole_logits(chunk: int, monkeypatch: 
 def test_a_fresh_model_knows_nothing() -> None:
     torch.manual_seed(0)
     made = build_model(config())
-    total, tokens = made(packed(*mixed(24)))
+    losses = made(packed(*mixed(24)))
+    total, tokens = losses.sum(), len(losses)
     assert total.item() / tokens == pytest.approx(math.log(made.config.language["vocab_size"]), rel=0.05)
 
 
@@ -114,7 +119,8 @@ def test_gradients_reach_exactly_what_a_stage_trains(stage: int, projection_with
     made = model()
     set_trainable(made, STAGES[stage], projection_with)
     made.train()
-    total, _ = made(packed(*mixed()))
+    losses = made(packed(*mixed()))
+    total = losses.sum()
     total.backward()
     parts = {*STAGES[stage], *(["projection"] if projection_with in STAGES[stage] else [])}
     for name, parameter in made.named_parameters():
@@ -140,12 +146,13 @@ def test_text_alone_reaches_the_tower_with_nothing() -> None:
     rng = random.Random(0)
     made = model().train()
     batch = packed([sample(rng, 0, 12), sample(rng, 0, 5)], [])
-    total, _ = made(batch)
+    losses = made(batch)
+    total = losses.sum()
     total.backward()
     for name, parameter in (*made.vision.named_parameters(), *made.adapter.named_parameters()):
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() == 0, name
-    assert total.item() == pytest.approx(made.eval()(batch)[0].item(), rel=1e-6)
+    assert total.item() == pytest.approx(made.eval()(batch).sum().item(), rel=1e-6)
 
 
 def test_among_ranks_text_alone_takes_the_tower_along_in_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,17 +162,18 @@ def test_among_ranks_text_alone_takes_the_tower_along_in_evaluation_too(monkeypa
         part.register_forward_hook(lambda module, given, out: seen.append(len(out)))
     batch = packed([sample(random.Random(0), 0, 12)], [])
     with torch.no_grad():
-        alone = made(batch)[0]
+        alone = made(batch)
         assert seen == []
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        assert torch.equal(made(batch)[0], alone)
+        assert torch.equal(made(batch), alone)
     assert seen == [1, 1]
 
 
 def test_an_image_without_text() -> None:
     made = model()
     batch = packed([sample(random.Random(0), 1, 0)], pictures(1))
-    total, tokens = made(batch)
+    losses = made(batch)
+    total, tokens = losses.sum(), len(losses)
     assert (total.item(), tokens) == (0.0, 0)
     assert made.logits(batch).shape == (18, made.config.language["vocab_size"])
 
@@ -174,7 +182,8 @@ def test_a_batch_that_supervises_nothing_gives_no_nan() -> None:
     made = model().train()
     rng = random.Random(0)
     silent = Encoded(each.ids, (False,) * len(each.ids), 1, "caption") if (each := sample(rng, 1, 6)) else each
-    total, tokens = made(packed([silent], pictures(1)))
+    losses = made(packed([silent], pictures(1)))
+    total, tokens = losses.sum(), len(losses)
     total.backward()
     assert (total.item(), tokens) == (0.0, 0)
     assert all(p.grad is not None and not p.grad.any() for p in made.parameters())
@@ -205,8 +214,8 @@ def test_a_larger_image_has_as_many_embeddings() -> None:
 def test_bfloat16_is_near() -> None:
     made, batch = model(), packed(*mixed())
     with torch.no_grad():
-        exact = made(batch)[0].item()
-        assert made.to(torch.bfloat16)(batch)[0].item() == pytest.approx(exact, rel=0.05)
+        exact = made(batch).sum().item()
+        assert made.to(torch.bfloat16)(batch).sum().item() == pytest.approx(exact, rel=0.05)
 
 
 def test_from_the_meta_device_it_is_the_same_model() -> None:
@@ -222,3 +231,19 @@ def test_from_the_meta_device_it_is_the_same_model() -> None:
 def test_an_unknown_module_is_named() -> None:
     with pytest.raises(ModelError, match=r"^head: only vision, adapter, language can be trained or frozen$"):
         set_trainable(model(), ["head"])  # type: ignore[list-item]
+
+
+def test_a_tail_and_images_that_nobody_shows_change_nothing() -> None:
+    made = model().train()
+    for samples, pixels in (mixed(), ([sample(random.Random(0), 0, 6)], [])):
+        batch = packed(samples, pixels)
+        full = fill_up(batch, len(batch.input_ids) + 9, len(pixels) + 2, tokenizer().special["eos"])
+        torch.testing.assert_close(made(full), made(batch), rtol=1e-5, atol=1e-5)
+        made(full).sum().backward()
+        assert all(parameter.grad is not None for parameter in made.vision.parameters())
+
+
+def test_pixels_may_come_as_bytes() -> None:
+    made = model()
+    square = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made.encode_images(square), made.encode_images(normalised(square)))
