@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoints import Shape, Take
 from trainer.errors import ModelError
 from trainer.model.config import QWEN_VL, ModelConfig, checked
+from trainer.weights import Shape, Take
 
 Shapes = Mapping[str, Shape]
 # What may be left over: buffers that nobody needs, a head that is the embedding; of open_clip the text tower and what

@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trainer import layouts
-from trainer.checkpoints import Checkpoint, Shape, find_files
 from trainer.data.images import MEAN, STD
 from trainer.errors import ModelError
 from trainer.model.adapter import Adapter, Projection
@@ -39,6 +38,7 @@ from trainer.model.folder import (
 from trainer.model.vision import check_openclip
 from trainer.model.vlm import build_model
 from trainer.tokenizer import QWEN_FILE, Tokenizer, from_tiktoken, load_tokenizer
+from trainer.weights import Checkpoint, Shape, find_files
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # anything else keeps each tensor's own
 # Keys of a language model's config.json that tell of its file, not of the model.

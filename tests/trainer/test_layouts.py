@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from tests.trainer import restated
 from trainer import layouts
-from trainer.checkpoints import Checkpoint, Take, find_files
 from trainer.errors import ModelError
 from trainer.model.config import QWEN_VL, ModelConfig
 from trainer.model.folder import named_tensors
 from trainer.model.vlm import build_model
+from trainer.weights import Checkpoint, Take, find_files
 
 SPECIAL = {"eos": 151643, "img": 151857, "imgpad": 151859}
 
