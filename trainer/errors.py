@@ -18,6 +18,14 @@ class TokenizerError(TrainerError):
     """A tokenizer that cannot be loaded, or does not fit its model."""
 
 
+class ConfigError(TrainerError):
+    """Settings of a run that do not hold together, or that there are not."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint that cannot be written, or gone on from."""
+
+
 class DataError(TrainerError):
     """A sample, an image or a batch that cannot be trained on."""
 

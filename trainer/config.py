@@ -1,0 +1,258 @@
+"""A training run in numbers: `stages.yaml`, a file laid over it, single values; checked as a whole.
+
+The one decision: a stage is settings and nothing else. The loop knows no stage: what trains, how samples are packed and
+how long all that goes on stands here, is printed in the checkpoint, and can be said again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import ConfigError
+from trainer.model.config import Positive
+
+STAGES = Path(__file__).with_name("stages.yaml")
+Part = Literal["vision", "adapter", "language"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(_Settings):
+    """Where samples come from and how they are joined.
+
+    manifests: data sets, folders or their manifest.json, local or `s3://`. weights: of each, where their shares are
+    given instead of their sizes. length: tokens of a sample, of a pack with `pack`: `task` joins samples of one task,
+    `any` all kinds, null none. attention: `across` lets a sample of a pack see those before it. images: at most, in one
+    pack; null: what the length has room for. bins: packs a lane has open. lanes: independent streams; part of the
+    order, while ranks and workers are not. chunk: samples read at once. workers: processes a rank. bad: the share of
+    samples that may be broken before the run stops.
+    """
+
+    manifests: tuple[str, ...] = ()
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    length: Positive = 2048
+    pack: Literal["task", "any"] | None = None
+    attention: Literal["segments", "across"] = "segments"
+    images: Positive | None = None
+    bins: Positive = 8
+    lanes: Positive = 1024
+    chunk: Positive = 256
+    workers: Whole = 4
+    seed: Whole = 0
+    bad: Fraction = 0.01
+    labels: Literal["paper", "released"] = "paper"
+    caption_prompt: bool = True
+
+
+class BatchSize(_Settings):
+    """size: samples, or packs, of one step on all ranks together. micro: of one forward on one rank, at most."""
+
+    size: Positive
+    micro: Positive = 1
+
+
+class Optim(_Settings):
+    """AdamW on a cosine with warm-up; defaults are Table 8's, the same in all stages.
+
+    layer_decay: block i of n of the tower has lr x layer_decay^(n - i), what is before block 0 one power more.
+    nonfinite: steps in a row whose gradient may be NaN or infinite; they are skipped.
+    """
+
+    lr: Annotated[float, Field(gt=0)]
+    min_lr: Annotated[float, Field(ge=0)]
+    warmup: Whole
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    nonfinite: Positive = 5
+
+
+class Parallel(_Settings):
+    """precision: of compute and of frozen weights; what trains is kept, and reduced, in float32. shard: ranks that
+    share one copy (HSDP); null: all. recompute: parts whose activations are computed again in the backward. compile:
+    blocks and tower, in fixed shapes. timeout: seconds until a rank that waits for others gives up, after step 1.
+    """
+
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    shard: Positive | None = None
+    recompute: tuple[Literal["vision", "language"], ...] = ()
+    compile: bool = False
+    timeout: Positive = 600
+
+
+class Checkpoint(_Settings):
+    """folder: null: `checkpoints` of the output; or a path, or `s3://`. every: steps. resume: `auto` goes on from the
+    newest one, `none` refuses to where there are any, else a step.
+    """
+
+    folder: str | None = None
+    every: Positive = 1000
+    keep_last: Positive = 3
+    background: bool = True
+    resume: Literal["auto", "none"] | Positive = "auto"
+
+
+class Log(_Settings):
+    """every: steps between lines. tensorboard: if it is installed. preempt: steps between looks whether to stop."""
+
+    every: Positive = 10
+    tensorboard: bool = True
+    preempt: Positive = 10
+
+
+class Eval(_Settings):
+    """Held-out data sets, each `every` steps: the loss per task over `samples`, and what it says to `speak` of them."""
+
+    manifests: tuple[str, ...] = ()
+    every: Positive = 1000
+    samples: Positive = 512
+    speak: Whole = 4
+
+
+class TrainConfig(_Settings):
+    """One run of one stage.
+
+    image_size: pixels. projection_with: whether ln_post and proj train with the tower, as released. steps or epochs:
+    where it ends; the schedule spans just that.
+    """
+
+    stage: Literal[1, 2, 3]
+    trains: Annotated[tuple[Part, ...], Field(min_length=1)]
+    image_size: Positive
+    projection_with: Literal["vision", "adapter"] = "vision"
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    data: Data = Data()
+    batch: BatchSize
+    optim: Optim
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        data, wanted = self.data, self.batch.size
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("steps or epochs: name one of them (set the other to null)")
+        if self.epochs is not None and (data.pack or data.weights):
+            raise ValueError("epochs: packed and weighted runs end at `steps`, each lane has its own epochs")
+        if wanted % data.lanes:
+            raise ValueError(f"batch.size {wanted} is no multiple of data.lanes {data.lanes}")
+        if data.weights and len(data.weights) != len(data.manifests):
+            raise ValueError(f"data.weights: {len(data.weights)} weights for {len(data.manifests)} manifests")
+        if len(set(data.manifests)) != len(data.manifests):
+            raise ValueError("data.manifests: one is named twice: give it a weight instead")
+        return self
+
+
+def load_config(
+    stage: int, layers: tuple[Path, ...] = (), overrides: tuple[str, ...] = (), **given: dict[str, Any]
+) -> TrainConfig:
+    """The settings of a stage: `stages.yaml`, then files in their order, then `given`, then `a.b=c`.
+
+    A file is settings, or settings under the number of a stage. Raises `ConfigError` with the key and where it stands.
+    """
+    values: dict[str, Any] = {"stage": stage}
+    for path in (STAGES, *layers):
+        read = _read(path)
+        if read and all(key in (1, 2, 3) for key in read):
+            read = read.get(stage) or {}
+        _lay(values, read, TrainConfig, str(path))
+    _lay(values, given, TrainConfig, "the command line")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r}: an override is written a.b=c, such as optim.lr=1e-4")
+        nested: Any = _number(yaml.safe_load(value) if value else None)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _lay(values, nested, TrainConfig, text)
+    return checked(values, ", ".join(map(str, (STAGES.name, *layers))))
+
+
+def checked(values: dict[str, Any], where: str) -> TrainConfig:
+    """Raises `ConfigError` with the first key that is wrong."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {f'{place}: ' if place else ''}{message}") from error
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
+    """What differs between two runs in what the result depends on: `optim.lr 0.0002 there, 0.0001 here`.
+
+    Ranks, workers, micro-batches, logging and checkpoints may be others when a run goes on.
+    """
+    left, right = (_flat(each.model_dump(mode="json", exclude=_FREE)) for each in (one, other))
+    return [f"{key} {left[key]} there, {right[key]} here" for key in left if left[key] != right[key]]
+
+
+_FREE: Any = {
+    "data": {"workers", "bad"},
+    "batch": {"micro"},
+    "parallel": {"shard", "recompute", "compile", "timeout"},
+    "checkpoint": True,
+    "log": True,
+    "eval": True,
+}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(read, dict):
+        raise ConfigError(f"{path}: settings are needed, `key: value` lines")
+    return read
+
+
+def _lay(under: dict[str, Any], over: dict[Any, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
+    """Lays settings over others, key by key. Raises `ConfigError` for a key that there is not."""
+    for key, value in over.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(str(key), [*model.model_fields], n=1)
+            hint = f": did you mean {prefix}{near[0]}?" if near else f": there are {', '.join(model.model_fields)}"
+            raise ConfigError(f"{where}: {prefix}{key} is no setting{hint}")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {prefix}{key} is a group of settings: write {prefix}{key}.NAME=...")
+            _lay(under.setdefault(key, {}), value, inner, where, f"{prefix}{key}.")
+        else:
+            under[key] = _number(tuple(value) if isinstance(value, list) else value)
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-4, without a dot, for text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
