@@ -1,4 +1,4 @@
-"""The command line for data sets: `python -m shards check DIR`, `python -m shards pack MANIFEST... --out DIR`."""
+"""The command line for data sets: `python -m shards check DIR`, `pack MANIFEST... --out DIR`, `import IN --out DIR`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shards import pack_command
@@ -27,16 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # Imported here: `--help` must answer at once.
     from shards.check_work import CheckError
+    from shards.import_work import ImportFault
     from shards.manifest import ManifestError
     from shards.pack_plan import PackError
     from shards.pool import PoolError
     from shards.storage import StorageError
 
     try:
-        status = _pack(options) if options.command == "pack" else _check(options)
+        status = {"check": _check, "pack": _pack, "import": _import}[options.command](options)
         sys.stdout.flush()
         return status
-    except (CheckError, ManifestError, PackError, PoolError, StorageError) as error:
+    except (CheckError, ImportFault, ManifestError, PackError, PoolError, StorageError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except BrokenPipeError:  # `... | head` has read enough
@@ -82,7 +83,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack_command.add_arguments(pack)
     pack.add_argument("--workers", type=_positive, metavar="N", help="processes; default: what CPUs and memory allow")
+    _add_import(commands.add_parser)
     return parser
+
+
+def _add_import(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    text = (
+        "Makes shards of a training stage of LLaVA, ShareGPT and Qwen-VL JSON, or of a folder of images with captions. "
+        "Images stay as they are, byte for byte; a record that is not what it should be is refused, and refused.jsonl "
+        "says why. Killed and called again, it begins again. Exit status: 0 imported, 2 not."
+    )
+    command = add_parser(
+        "import",
+        help="makes shards of LLaVA, ShareGPT and Qwen-VL JSON, or of a folder of images",
+        description=text,
+        epilog="example: python -m shards import llava_v1_5_mix665k.json --images data/llava --out shards/llava",
+    )
+    command.add_argument("input", metavar="INPUT", help="a JSON array, JSON lines, or a folder of images with captions")
+    command.add_argument("--images", metavar="DIR", help="the folder that JSON names images in; default: its own")
+    command.add_argument(
+        "--out", required=True, metavar="DIR", help="of the shards, new or empty: a path, s3:// or gs://"
+    )
+    command.add_argument(
+        "--name", metavar="NAME", help="of the data set, the `source` of its samples; default: INPUT's"
+    )
+    command.add_argument("--column", default="text", metavar="NAME", help="of captions in metadata.*; default: text")
+    size = "what a shard holds at most: 500MB, 256MiB, a number of bytes; default: 1GB"
+    command.add_argument("--size", type=pack_command._size, default=10**9, metavar="SIZE", help=size)
+    share = "of the records that may be refused, 0 to 1; default: %(default)s"
+    command.add_argument("--max-refused", type=_share, default=0.01, metavar="SHARE", help=share)
+    command.add_argument("--workers", type=_positive, default=8, metavar="N", help="threads; default: %(default)s")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1")
+    return share
 
 
 def _positive(text: str) -> int:
@@ -140,6 +180,25 @@ def _pack(options: argparse.Namespace) -> int:
         packed = pack(plan, out, lambda tasks: pool.worked(perform, tasks), progress.told)
     for line in pack_command.summary(packed, out.uri, time.monotonic() - started):
         sys.stdout.write(line + "\n")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from shards.import_work import REFUSED, open_input, run_import
+    from shards.progress import Progress
+    from shards.storage import Storage
+
+    started = time.monotonic()
+    given = open_input(options.input, options.images, options.name, options.column)
+    out = Storage.open(options.out)
+    with Progress("import") as progress:
+        manifest, worked = run_import(given, out, options.size, options.max_refused, options.workers, progress.told)
+    refused = manifest.funnel["refused"]
+    said = f"{len(manifest.shards):,} shards, {manifest.nsamples:,} samples, {manifest.bytes / 2**20:,.1f} MiB"
+    why = f"{refused:,} refused, {REFUSED} says why" if refused else "none refused"
+    if not worked:
+        sys.stdout.write(f"{out.uri}: nothing to do, it is imported\n")
+    sys.stdout.write(f"{out.uri}: {said}, {why}, {time.monotonic() - started:.1f} s\n")
     return 0
 
 
