@@ -6,6 +6,7 @@ how long all that goes on stands here, is printed in the checkpoint, and can be 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,17 +176,36 @@ def load_config(
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: an override is written a.b=c, such as optim.lr=1e-4")
-        nested: Any = _number(yaml.safe_load(value) if value else None)
+        nested: Any = _parsed(value, text)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         _lay(values, nested, TrainConfig, text)
     return checked(values, ", ".join(map(str, (STAGES.name, *layers))))
 
 
+def add_arguments(parser: argparse.ArgumentParser, stage: bool = True) -> None:
+    """What names a run, the same for training, launching and planning. stage: whether it must be named."""
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=stage, help="1 captions, 2 all tasks, 3 chats")
+    parser.add_argument("--data", nargs="+", default=[], metavar="MANIFEST", help="data sets: folders or manifest.json")
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="settings laid over stages.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="single settings, such as optim.lr=1e-4")
+
+
+def config_of(options: argparse.Namespace) -> TrainConfig:
+    """The settings that a command names by `add_arguments`. Raises `ConfigError`."""
+    data = [each for each in options.data if "=" not in each]
+    # `--data x a.b=c`: argparse cannot know where the data sets end.
+    overrides = [*(each for each in options.data if "=" in each), *options.overrides]
+    given: dict[str, Any] = {"data": {"manifests": data}} if data else {}
+    return load_config(options.stage, tuple(options.config), tuple(overrides), **given)
+
+
 def checked(values: dict[str, Any], where: str) -> TrainConfig:
     """Raises `ConfigError` with the first key that is wrong."""
     try:
-        return TrainConfig.model_validate(values)
+        return TrainConfig.model_validate(_tuples(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -221,14 +241,22 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: no text: {error}") from error
+    read = _parsed(text, str(path))
     if not isinstance(read, dict):
         raise ConfigError(f"{path}: settings are needed, `key: value` lines")
     return read
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: no YAML: {' '.join(str(error).split())}") from error
 
 
 def _lay(under: dict[str, Any], over: dict[Any, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
@@ -245,7 +273,14 @@ def _lay(under: dict[str, Any], over: dict[Any, Any], model: type[BaseModel], wh
                 raise ConfigError(f"{where}: {prefix}{key} is a group of settings: write {prefix}{key}.NAME=...")
             _lay(under.setdefault(key, {}), value, inner, where, f"{prefix}{key}.")
         else:
-            under[key] = _number(tuple(value) if isinstance(value, list) else value)
+            under[key] = _number(value)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as YAML and JSON have them, for the tuples of frozen settings."""
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _number(value: Any) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import DataError, ModelError, TokenizerError, exit_status
+from trainer.errors import DataError, ModelError, exit_status
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,8 +204,7 @@ def open_speaker(
     """
     import torch
 
-    from trainer.model.folder import LANGUAGE, load_model
-    from trainer.tokenizer import load_tokenizer
+    from trainer.model.folder import load_model, own_tokenizer
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -214,14 +213,7 @@ def open_speaker(
         raise ModelError(f"device {where!r}: {str(error).splitlines()[0]}") from error
     kind = getattr(torch, dtype) if dtype else torch.bfloat16 if where.startswith("cuda") else None
     model = load_model(Path(folder), kind, where)
-    tokenizer = load_tokenizer(Path(folder) / LANGUAGE)
-    rows, image = int(model.config.language["vocab_size"]), tokenizer.special["imgpad"]
-    if tokenizer.size > rows or image != model.config.image_token:
-        raise TokenizerError(
-            f"{folder}: the tokenizer is another model's: {tokenizer.size:,} ids and <imgpad> {image:,}, "
-            f"the model has {rows:,} rows and {model.config.image_token:,}"
-        )
-    return Speaker(model, tokenizer, image_size)
+    return Speaker(model, own_tokenizer(Path(folder), model.config), image_size)
 
 
 def parser() -> argparse.ArgumentParser:

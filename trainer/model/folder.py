@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.errors import ModelError
+from trainer.errors import ModelError, TokenizerError
 from trainer.model.config import ModelConfig, checked
 from trainer.model.language import check_language
 from trainer.model.vlm import VisionLanguageModel, build_model, refill
-from trainer.tokenizer import Tokenizer
+from trainer.tokenizer import Tokenizer, load_tokenizer
 
 LANGUAGE = "language"
 SHARD_BYTES = 5_000_000_000
@@ -169,6 +169,18 @@ def load_config(folder: Path) -> ModelConfig:
     return checked({**values, "language": language}, str(folder / "config.json"))
 
 
+def own_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a model folder. Raises `TokenizerError`, also for one of another model."""
+    tokenizer = load_tokenizer(folder / LANGUAGE)
+    rows, image = int(config.language["vocab_size"]), tokenizer.special["imgpad"]
+    if tokenizer.size > rows or image != config.image_token:
+        raise TokenizerError(
+            f"{folder}: the tokenizer is another model's: {tokenizer.size:,} ids and <imgpad> {image:,}, "
+            f"the model has {rows:,} rows and {config.image_token:,}"
+        )
+    return tokenizer
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `ModelError` where there is none."""
     try:
@@ -215,6 +227,24 @@ def _read(folder: Path, stem: str) -> Iterator[tuple[str, Tensor]]:
             raise ModelError(f"{path}: is damaged: {error}") from error
 
 
+def fitting_tensors(folder: Path, model: VisionLanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """`read_tensors`. Raises `ModelError` for one that the model lacks, has in another shape, or that is not there."""
+    wanted = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+    found = set()
+    for name, tensor in read_tensors(folder):
+        if name not in wanted:
+            raise ModelError(f"{folder}: {name}: this model has no such tensor")
+        if wanted[name] != tensor.shape:
+            raise ModelError(
+                f"{folder}: {name}: its shape is {list(tensor.shape)}, the configuration asks for {list(wanted[name])}"
+            )
+        found.add(name)
+        yield name, tensor
+    missing = sorted(wanted.keys() - found)
+    if missing:
+        raise ModelError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(wanted)} tensors)")
+
+
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", check: bool = True
 ) -> VisionLanguageModel:
@@ -224,20 +254,11 @@ def load_model(
     (`check_language`). Raises `ModelError` for a tensor that is missing, unknown or of another shape.
     """
     model = build_model(load_config(folder), "meta")
-    wanted = {name: tensor.shape for name, tensor in named_tensors(model).items()}
-    loaded: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(folder):
-        if name not in wanted:
-            raise ModelError(f"{folder}: {name}: this model has no such tensor")
-        if wanted[name] != tensor.shape:
-            raise ModelError(
-                f"{folder}: {name}: its shape is {list(tensor.shape)}, the configuration asks for {list(wanted[name])}"
-            )
-        # A copy of its own: what was read is the file's memory, and would change, or crash, with the file.
-        loaded[name] = tensor.to(device=device, dtype=None if name == _TABLE else dtype, copy=True)
-    missing = sorted(wanted.keys() - loaded.keys())
-    if missing:
-        raise ModelError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(wanted)} tensors)")
+    # Copies of their own: what was read is the file's memory, and would change, or crash, with the file.
+    loaded = {
+        name: tensor.to(device=device, dtype=None if name == _TABLE else dtype, copy=True)
+        for name, tensor in fitting_tensors(folder, model)
+    }
     # The tensors become the parameters: nothing is allocated twice.
     model.load_state_dict(loaded, strict=False, assign=True)
     refill(model, device)
