@@ -1,0 +1,64 @@
+"""Where a run begins: at its model folder, or at the last checkpoint that belongs to it.
+
+The one decision: a checkpoint is gone on from only by the run that made it. What the result depends on, the settings,
+the model folder, the tokenizer and the data, is written beside the weights and compared; a difference is one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.checkpoint import Checkpoints, folder_hash
+from trainer.config import TrainConfig, checked, differences
+from trainer.errors import CheckpointError
+from trainer.parallel import Ranks, same
+
+if TYPE_CHECKING:
+    from trainer.tokenizer import Tokenizer
+
+
+def origin_of(config: TrainConfig, init_from: Path, tokenizer: Tokenizer, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint says of the run that it belongs to."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "model": {"name": init_from.name, "sha256": same(ranks, lambda: folder_hash(init_from))},
+        "tokenizer": tokenizer.fingerprint,
+    }
+
+
+def where_to_begin(
+    config: TrainConfig, kept: Checkpoints, origin: dict[str, Any], ranks: Ranks
+) -> tuple[int, dict[str, Any]]:
+    """The steps that are done, and what the checkpoint of the last one says; 0 and nothing without one.
+
+    Raises `CheckpointError` for a checkpoint of another run.
+    """
+    resume = config.checkpoint.resume
+    steps: list[int] = same(ranks, kept.steps)
+    if resume == "none":
+        if steps:
+            raise CheckpointError(f"{kept.where}: there are checkpoints: name another --out, or checkpoint.resume=auto")
+        return 0, {}
+    if resume != "auto" and resume not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"{kept.where}: there is no checkpoint of step {resume}: there are {there}")
+    if not steps:
+        return 0, {}
+    step = max(steps) if resume == "auto" else resume
+    before: dict[str, Any] = same(ranks, lambda: kept.state(step))
+    differing = differences(checked(before["config"], kept.where), config)
+    if differing:
+        raise CheckpointError(
+            f"{kept.where}: made by a run with other settings: {'; '.join(differing)}: "
+            "name another --out, or the settings of then"
+        )
+    must_be_the_same("model", before["model"], origin["model"], kept)
+    must_be_the_same("tokenizer", before["tokenizer"], origin["tokenizer"], kept)
+    return step, before
+
+
+def must_be_the_same(what: str, there: object, here: object, kept: Checkpoints) -> None:
+    """Raises `CheckpointError` for a checkpoint of another run."""
+    if there != here:
+        raise CheckpointError(f"{kept.where}: made with another {what}: {there} there, {here} here: name another --out")
