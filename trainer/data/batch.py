@@ -121,7 +121,9 @@ def pack(
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Batches behind each other as one."""
+    """Batches behind each other as one; a single one as it is."""
+    if len(batches) == 1:
+        return batches[0]
     starts = [0, *accumulate(len(batch.input_ids) for batch in batches)]
     made = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS}
     # Without an image pixels are an empty float32, which would make those of uint8 float32 too.

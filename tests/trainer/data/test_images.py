@@ -46,9 +46,12 @@ def test_equals_the_transforms_of_open_clip_and_torchvision(form: str, width: in
             transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         ]
     )
-    assert torch.equal(found, released(image))
     squash = open_clip.image_transform(size, is_train=False, mean=MEAN, std=STD, resize_mode="squash")
-    assert torch.equal(found, squash(image))
+    for theirs in (released(image), squash(image)):  # torch resizes, not Pillow: other roundings
+        levels = (found - theirs).abs() * 255 * torch.tensor(STD).view(3, 1, 1)
+        assert levels.mean() < 0.4
+        assert levels.max() < 10
+        assert levels.quantile(0.99) < 3.5
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
