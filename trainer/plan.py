@@ -1,8 +1,8 @@
-"""What a model costs before anything is allocated: parameters, what trains in each stage, bytes, FLOPs.
+"""What a run costs before anything is allocated: parameters, bytes, FLOPs; on some GPUs memory, hours, images to feed.
 
 The one decision: parameters are counted on the real modules, built on the meta device; FLOPs are reckoned in the open
 from shapes. A multiply-add is 2 FLOPs. What is frozen costs 1 x its forward where no gradient passes, 2 x where one
-does; what trains costs 3 x.
+does; what trains costs 3 x. Of the data nothing can be known before: it is measured on some, or said to be assumed.
 """
 
 from __future__ import annotations
@@ -10,44 +10,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.errors import exit_status
+from trainer.config import TrainConfig, add_arguments, config_of
+from trainer.devices import DEVICES, device
+from trainer.errors import ConfigError, exit_status
+from trainer.memory import Memory, Work, largest, share, simulate
+from trainer.model.config import QWEN_VL, ModelConfig, tiny
 
-if TYPE_CHECKING:
-    from trainer.model.config import ModelConfig
-
-# fp32 weight, gradient and the two moments of AdamW; frozen weights are kept in bf16.
-TRAINED_BYTES, FROZEN_BYTES = 16, 2
-
-
-@dataclass(frozen=True)
-class Stage:
-    """scale: the image's side over the side of the position table; length: tokens; trains: modules."""
-
-    number: int
-    scale: int
-    length: int
-    trains: frozenset[str]
-
-
-# The paper's stages: 224 px and 512 tokens, then 448 px and 2048 (Table 8).
-STAGES = (
-    Stage(1, 1, 512, frozenset({"vision", "adapter"})),
-    Stage(2, 2, 2048, frozenset({"vision", "adapter", "language"})),
-    Stage(3, 2, 2048, frozenset({"adapter", "language"})),
+TRAINED_BYTES, FROZEN_BYTES = 16, 2  # fp32 weight, gradient, two moments of AdamW; frozen weights are bf16
+PAPER = {1: 1_400_000_000, 2: 76_800_000, 3: 350_000}  # samples of an epoch: Table 2, Table 3, section 3.3
+# Without data: tokens of a caption with its prompt, images of a pack by the stage. With data: samples that are read.
+CAPTION, IMAGES, MEASURED = 42, {1: 1.0, 2: 5.0, 3: 3.0}, 4096
+# GPUs of a node; bytes/s of one: inside it (NVLink 4, one way), and out of it (400 Gb/s), as in a DGX H100.
+NODE, INSIDE, OUTSIDE = 8, 450e9, 50e9
+TABLE, GIB = (8, 64, 512), 2**30
+ABOUT = (
+    "`make plan-docs` writes this page. No GPU was used: memory is simulated on a CPU (the real model, sharded as in",
+    "training, on tensors without memory, its largest micro-batch, the optimizer's state), FLOPs are counted.",
 )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage. `state_bytes`: weights, gradients and moments, all GPUs together. FLOPs of one image and one token.
-
-    `token_flops`: the mean over a segment of `length` tokens, image placeholders among them.
+    """One stage. `state_bytes`: weights, gradients and moments, all GPUs together. FLOPs of one image, and of one token
+    on average over a segment of `length`, image placeholders among them.
     """
 
     stage: int
@@ -61,6 +52,16 @@ class Cost:
     image_flops: int
     token_flops_forward: int
     token_flops: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Of a sample, or a pack. samples: in it, None where nobody knows; said: where all this is from."""
+
+    images: float
+    tokens: float
+    samples: float | None
+    said: str
 
 
 def count(config: ModelConfig) -> dict[str, int]:
@@ -99,74 +100,173 @@ def token_flops(config: ModelConfig, length: int, parameters: int) -> int:
     return int(2 * multiplied + read.num_hidden_layers * 2 * (length + 1) * wide)
 
 
-def costs(config: ModelConfig, projection_with: str = "vision", parts: dict[str, int] | None = None) -> list[Cost]:
-    """The three stages. projection_with: as in `set_trainable`; parts: what `count` gave, where it has been asked."""
-    parts = parts or count(config)
-    found = []
-    for stage in STAGES:
-        trains = {name: name in stage.trains for name in ("vision", "adapter", "language")}
-        trains["projection"] = projection_with in stage.trains
-        size = stage.scale * config.vision.image_size
-        images = image_flops(config, size)
-        tokens = token_flops(config, stage.length, parts["language"])
-        # Gradients go down to the adapter in every stage; below the tower there is nothing to train.
-        passes = {"vision": 3 if trains["vision"] else 1}
-        passes |= {name: 3 if trains[name] else 2 for name in ("adapter", "projection", "language")}
-        trained = sum(parts[name] for name, yes in trains.items() if yes)
-        frozen = sum(parts.values()) - trained
-        cost = Cost(
-            stage.number,
-            size,
-            stage.length,
-            trains,
-            trained,
-            frozen,
-            TRAINED_BYTES * trained + FROZEN_BYTES * frozen,
-            sum(images.values()),
-            sum(passes[name] * flops for name, flops in images.items()),
-            tokens,
-            passes["language"] * tokens,
-        )
-        found.append(cost)
-    return found
+def cost(config: ModelConfig, run: TrainConfig, parts: dict[str, int]) -> Cost:
+    """A stage by its settings. parts: what `count` gave. Raises `ModelError` for images that patches do not divide."""
+    trains: dict[str, bool] = {name: name in run.trains for name in ("vision", "adapter", "language")}
+    trains["projection"] = trains[run.projection_with]
+    size, length = run.image_size, run.data.length
+    images, token = image_flops(config, size), token_flops(config, length, parts["language"])
+    passes, frozen = dict[str, int](), 1
+    for name in ("vision", "adapter", "projection", "language"):  # gradients go down to the lowest that trains
+        passes[name] = 3 if trains[name] else frozen
+        frozen = 2 if trains[name] else frozen
+    trained = sum(parts[name] for name, yes in trains.items() if yes)
+    rest = sum(parts.values()) - trained
+    state = TRAINED_BYTES * trained + FROZEN_BYTES * rest
+    training = sum(passes[name] * flops for name, flops in images.items())
+    flops = (sum(images.values()), training, token, passes["language"] * token)
+    return Cost(run.stage, size, length, trains, trained, rest, state, *flops)
+
+
+def _mean(config: ModelConfig, run: TrainConfig, options: argparse.Namespace) -> Mean:
+    """Measured; without data full packs with the images of `IMAGES`, or an image with a caption; or as given."""
+    one, length = config.adapter.queries + 2, run.data.length
+    if run.data.manifests and options.model in ("qwen-vl", "tiny"):
+        raise ConfigError(f"--data: {options.model} has no tokenizer to measure it with: name a model folder")
+    if run.data.manifests:
+        found = measured(config, run, Path(options.model))
+    elif run.data.pack:
+        found = Mean(min(IMAGES[run.stage], run.data.images or length // one), length, None, "assumed")
+    else:
+        found = Mean(1.0, min(one + CAPTION, length), 1.0, "assumed")
+    given = {"images": options.images_per_pack, "tokens": options.tokens}
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(found, **given, said=", ".join((found.said, *(f"{name} given" for name in given))))
+
+
+def measured(config: ModelConfig, run: TrainConfig, folder: Path) -> Mean:
+    """Of the first samples of each data set, mixed and packed as in a lane. Raises `TrainerError`."""
+    from trainer.data import order, packing, reader, source, tasks
+    from trainer.model.folder import own_tokenizer
+
+    tokenizer, data, (length, images) = own_tokenizer(folder, config), run.data, largest(config, run)
+    layout = tasks.Layout(config.adapter.queries, length, data.labels, data.caption_prompt)
+    sources = [source.open_source(uri) for uri in data.manifests]
+    weights = data.weights or [each.nsamples for each in sources]
+    shares, taken = [weight / sum(weights) for weight in weights], [0] * len(sources)
+    streams, packs = [reader.first(each, MEASURED) for each in sources], list[list[packing.Item]]()
+    # A pack of one token is a sample alone: nothing fits in beside it.
+    packer = packing.Packer(length if data.pack else 1, images, data.bins, data.pack == "task", [])
+    while sum(taken) < MEASURED and (raw := next(streams[turn := order.choose(shares, taken)], None)):
+        taken[turn] += 1
+        one = tasks.encode_sample(raw.sample, tokenizer, layout)
+        if one.weight and one.images <= images and (closed := packer.add(packing.Item(one))):
+            packs.append(closed)
+    packs = packs if data.pack and packs else packs + packer.open
+    every = [item.encoded for pack in packs for item in pack]
+    if not every:
+        raise ConfigError(f"none of {sum(taken):,} samples can be trained on with data.length={length}")
+    rows, tokens = len(packs), sum(len(one.ids) for one in every)
+    said = f"measured on {sum(taken):,} samples of {tokens / len(every):,.1f} tokens"
+    said += f"; {len(every) / rows:.2f} in a pack, {tokens / rows / length:.1%} full" if data.pack else ""
+    return Mean(sum(one.images for one in every) / rows, tokens / rows, len(every) / rows, said)
+
+
+def planned(
+    work: Work, asked: int, made: Cost, mean: Mean, memory: Memory, gpu: str, mfu: float
+) -> tuple[dict[str, float], list[str]]:
+    """Numbers, by names with their units, and warnings. asked: GPUs, of which `work` has those that can take part."""
+    run, gpus, (have, speed) = work.run, work.gpus, device(gpu)
+    lanes, size, peak, tokens = run.data.lanes, run.batch.size, memory.peak, work.items * mean.tokens
+    busy = lanes / (-(-lanes // gpus) * gpus)
+    flops = size * (mean.images * made.image_flops + mean.tokens * made.token_flops)
+    seconds = flops / (gpus * speed * mfu * busy)
+    told: dict[str, float] = {"GPUs": gpus, "batch": size, "forwards a step": work.forwards, "of": work.items}
+    told |= {"tokens of each": mean.tokens, "images of each": mean.images, "memory, GiB": peak / GIB}
+    told |= {f"  {name}": part / GIB for name, part in vars(memory).items()}
+    told |= {"PFLOP a step": flops / 1e15, "s a step": seconds, "images/s": size * mean.images / seconds}
+    told["images/s of a GPU"] = told["images/s"] / gpus
+    if run.steps:
+        hours = run.steps * seconds / 3600
+        told |= {"steps": run.steps, "ZFLOP": run.steps * flops / 1e21, "hours": hours, "GPU-hours": hours * gpus}
+    if mean.samples:
+        told["steps of the paper's samples"] = PAPER[run.stage] / mean.samples / size
+    # A weight of 2 bytes gives 2 FLOPs with each token of a forward.
+    shards = run.parallel.shard or gpus
+    needed = speed * mfu / (INSIDE if shards <= NODE else OUTSIDE)
+    fits, wider = "does not fit" if peak > have else "is nearly all of", f"parallel.shard={NODE} or " * (shards > NODE)
+    odd, full = work.items != run.batch.micro, run.parallel.precision == "float32"
+    warnings = {
+        f"{asked} GPUs are more than data.lanes, {lanes}: training refuses, the numbers are of {gpus}": asked > gpus,
+        f"data.lanes {lanes} are no multiple of {gpus} GPUs: {1 - busy:.1%} of the work is fillers": busy < 1,
+        f"batch.micro {run.batch.micro} cannot be had of {size // lanes} a lane: a forward has {work.items}": odd,
+        f"{peak / GIB:.1f} GiB {fits} the GPU's {have / GIB:.1f}: batch.micro below {run.batch.micro}, "
+        "parallel.recompute=[vision,language], or more GPUs": peak > 0.9 * have,
+        f"few tokens, {tokens:,.0f} a forward: under {needed:,.0f} it takes longer to gather the weights of {shards} "
+        f"shards than to use them: {wider}a larger batch.micro": shards > 1 and tokens < needed,
+        "epochs depend on the data: for hours name steps=N epochs=null": run.steps is None,
+        "parallel.precision is float32: time is reckoned with the speed of bfloat16": full,
+    }
+    return told, [line for line, so in warnings.items() if so]
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m trainer.plan",
-        description="Parameters, what trains per stage, bytes and FLOPs of a model; nothing is allocated.",
-        epilog="example:\n  python -m trainer.plan qwen-vl",
+        description="Parameters, what trains per stage, bytes and FLOPs of a model; with --gpus memory by simulation, "
+        "hours, images to feed, and what to mind. No GPU is asked, nothing is allocated.",
+        epilog="example:\n  python -m trainer.plan qwen-vl --stage 2 --gpus 64 --device h100 parallel.shard=8\n"
+        "  python -m trainer.plan runs/stage1/model --stage 2 --gpus 64 --data s3://b/stage2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("model", metavar="MODEL", help="qwen-vl, tiny, or a model folder")
-    made.add_argument(
-        "--projection-with",
-        choices=["vision", "adapter"],
-        default="vision",
-        help="what ln_post and proj are frozen with; default: %(default)s, as released",
-    )
+    add_arguments(made, stage=False)
+    made.add_argument("--gpus", type=int, metavar="N", help="how many train")
+    made.add_argument("--device", default="h100", metavar="NAME", help=f"{', '.join(DEVICES)}; default: %(default)s")
+    made.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of its FLOP/s; default: %(default)s")
+    made.add_argument("--images-per-pack", type=float, metavar="X", help="or per sample, instead of those assumed")
+    made.add_argument("--tokens", type=float, metavar="X", help="of a sample or pack, on average")
     made.add_argument("--json", action="store_true", help="prints JSON")
+    made.add_argument("--table", action="store_true", help="all stages on 8, 64 and 512 GPUs, as a page of the docs")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     return exit_status(lambda: _plan(options))
 
 
 def _plan(options: argparse.Namespace) -> None:
+    if (options.gpus is not None and (options.gpus < 1 or not options.stage)) or (options.data and not options.gpus):
+        raise ConfigError("--gpus, at least 1, needs a --stage; --data needs --gpus")
+    if not 0 < options.mfu <= 1:
+        raise ConfigError(f"--mfu {options.mfu:g}: a share above 0, of at most 1")
+    device(options.device)
     config = _config(options.model)
+    stages = [options.stage] if options.stage else [1, 2, 3]
+    runs = [config_of(argparse.Namespace(**{**vars(options), "stage": stage})) for stage in stages]
     parts = count(config)
-    found = costs(config, options.projection_with, parts)
+    costs = [cost(config, run, parts) for run in runs]
+    plans, notes = dict[str, dict[str, float]](), list[str]()
+    if options.gpus or options.table:
+        means = [_mean(config, run, options) for run in runs]
+        pairs = [(n, gpus) for n in range(len(runs)) for gpus in ([options.gpus] if options.gpus else TABLE)]
+        works = [share(config, runs[n], gpus) for n, gpus in pairs]
+        for (n, gpus), work, memory in zip(pairs, works, simulate(works), strict=True):
+            name = f"stage {runs[n].stage}, {gpus} GPUs"
+            plans[name], warnings = planned(work, gpus, costs[n], means[n], memory, options.device, options.mfu)
+            notes += [f"- warning, {name}: {each}" for each in warnings]
+        notes = [*(f"- data of stage {run.stage}: {mean.said}" for run, mean in zip(runs, means, strict=True)), *notes]
+    total = sum(parts.values())
+    lines = [f"{config.name}: {total:,} entries, {2 * total / 1e9:,.2f} GB in bf16", ""]
+    lines += [f"  {part:<12}{number:>16,}" for part, number in parts.items()] if not plans else []
+    lines = [f"# `{config.name}` on 8, 64 and 512 GPUs", "", *ABOUT] if options.table else lines
+    lines += [f"Time: {options.mfu:.0%} of the FLOP/s of {options.device}." if plans else "", ""]
+    lines += [*_table(plans or {f"stage {each.stage}": vars(each) for each in costs}), *([""] if notes else []), *notes]
     if options.json:
-        text = json.dumps({"parameters": parts, "stages": [asdict(cost) for cost in found]}, indent=2)
-    else:
-        text = "\n".join(_lines(config.name, parts, found))
-    sys.stdout.write(f"{text}\n")
+        lines = [json.dumps({"parameters": parts, "stages": costs, "plans": plans, "notes": notes}, default=asdict)]
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(part for part in value if value[part])
+    if isinstance(value, int):
+        return f"{value / 1e9:,.3f} G" if "flops" in name or "bytes" in name else f"{value:,}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _config(name: str) -> ModelConfig:
-    from trainer.model.config import QWEN_VL, tiny
     from trainer.model.folder import load_config
 
     if name == "tiny":
@@ -174,25 +274,16 @@ def _config(name: str) -> ModelConfig:
     return QWEN_VL if name == "qwen-vl" else load_config(Path(name))
 
 
-def _lines(name: str, parts: dict[str, int], found: list[Cost]) -> list[str]:
-    total = sum(parts.values())
-    lines = [f"{name}: {total:,} entries, {2 * total / 1e9:,.2f} GB in bf16", ""]
-    lines += [f"  {part:<12}{number:>16,}" for part, number in parts.items()]
-    rows: list[tuple[str, Any]] = [
-        ("image", lambda cost: f"{cost.image_size} px"),
-        ("tokens", lambda cost: f"{cost.length:,}"),
-        ("trains", lambda cost: ", ".join(part for part, yes in cost.trains.items() if yes)),
-        ("trained", lambda cost: f"{cost.trained:,}"),
-        ("frozen", lambda cost: f"{cost.frozen:,}"),
-        ("weights, gradients, moments", lambda cost: f"{cost.state_bytes / 2**30:,.2f} GiB"),
-        ("an image, forward", lambda cost: f"{cost.image_flops_forward / 1e9:,.2f} GFLOP"),
-        ("an image, training", lambda cost: f"{cost.image_flops / 1e9:,.2f} GFLOP"),
-        ("a token, forward", lambda cost: f"{cost.token_flops_forward / 1e9:,.3f} GFLOP"),
-        ("a token, training", lambda cost: f"{cost.token_flops / 1e9:,.3f} GFLOP"),
+def _table(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown that reads well without."""
+    labels = list(next(iter(columns.values())))
+    cells = [
+        ["", *labels],
+        *([head, *(_cell(each, column.get(each, {})) for each in labels)] for head, column in columns.items()),
     ]
-    for cost in found:
-        lines += ["", f"stage {cost.stage}", *(f"  {label:<30}{value(cost)}" for label, value in rows)]
-    return lines
+    wide = [max(map(len, column)) for column in cells]
+    lines = [" | ".join(map(str.ljust, row, wide)) for row in zip(*cells, strict=True)]
+    return [f"| {line} |" for line in (lines[0], " | ".join("-" * each for each in wide), *lines[1:])]
 
 
 if __name__ == "__main__":
