@@ -7,7 +7,8 @@ STAMP := $(VENV)/.stamp-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-all lint format clean \
-  bench-language bench-real-data bench-rates bench-rescore bench-calibrate bench-pack bench-model
+  bench-language bench-real-data bench-rates bench-rescore bench-calibrate bench-pack bench-model \
+  bench-trainer plan-docs test-gpu
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -66,6 +67,15 @@ bench-pack: $(STAMP)-test  ## the ratios of docs/packing.md
 
 bench-model: $(STAMP)-test  ## packs against padding, the ratios of docs/model.md
 	@$(BIN)/python -m benchmarks.model
+
+bench-trainer: $(STAMP)-test  ## the loader against webdataset and wids, the step against padding
+	@$(BIN)/python -m benchmarks.trainer
+
+plan-docs: $(STAMP)-test  ## docs/plan-qwen-vl.md, some minutes
+	@$(BIN)/python -m trainer.plan qwen-vl --table > docs/plan-qwen-vl.md
+
+test-gpu: $(STAMP)-test  ## what only a GPU can show
+	@$(BIN)/python -m pytest tests/gpu -m 'slow or not slow'
 
 clean:  ## removes what the commands made, but not the environment
 	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
