@@ -19,7 +19,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made: install the venv module (Debian: apt-get install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
 # One environment serves both; the tests' has all that the demo needs.
-$(STAMP)-demo: EXTRAS := curate,clip,download
+$(STAMP)-demo: EXTRAS := curate,clip,download,train
 $(STAMP)-test: EXTRAS := dev
 $(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python
 	@echo "Installing (some minutes the first time; torch alone is several GB) ..."
@@ -29,7 +29,7 @@ $(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python
 	@case $@ in *-test) $(PIP_INSTALL) --no-deps 'dashscope>=2.0.2,<3' || true;; esac
 	@touch $@ $(patsubst %-test,%-demo,$@)
 
-demo: $(STAMP)-demo  ## builds the demo web, curates it, prints the funnel
+demo: $(STAMP)-demo  ## builds the demo web, curates it, trains a small model in three stages, asks it
 	@$(BIN)/python -m demo
 
 test: $(STAMP)-test  ## the tests, without the slow ones

@@ -24,20 +24,17 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m trainer.launch",
         description="Trains a stage on a Ray cluster. --out, --init-from and the data must be seen by every node; "
         "checkpoint.folder may be on s3://. Workers that are lost are started again from the last checkpoint.",
-        epilog="examples:\n"
-        "  python -m trainer.launch --stage 1 --data runs/demo --init-from data/demo/model --out runs/stage1 "
-        "--config demo/training.yaml --workers 2\n"
+        epilog="example:\n"
         "  ray job submit -- python -m trainer.launch --stage 2 --data s3://b/stage2 --init-from /shared/stage1/model "
         "--out /shared/stage2 --workers 4:8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_training(made)
-    made.add_argument(
-        "--workers", default="1", metavar="N|MIN:MAX", help="processes, one a GPU where there are; MIN:MAX: elastic"
-    )
-    made.add_argument("--retries", type=int, default=3, metavar="N", help="of a run that failed; default: %(default)s")
-    made.add_argument("--cpus", type=int, default=2, metavar="N", help="for each worker; default: %(default)s")
-    made.add_argument("--address", metavar="HOST:PORT", help="of Ray; default: RAY_ADDRESS, else a Ray of its own")
+    add = made.add_argument
+    add("--workers", default="1", metavar="N|MIN:MAX", help="processes, one a GPU where there are; MIN:MAX: elastic")
+    add("--retries", type=int, default=3, metavar="N", help="of a run that failed; default: %(default)s")
+    add("--cpus", type=int, default=2, metavar="N", help="for each worker; default: %(default)s")
+    add("--address", metavar="HOST:PORT", help="of Ray; default: RAY_ADDRESS, else a Ray of its own")
     return made
 
 
@@ -46,8 +43,7 @@ def workers(text: str) -> int | tuple[int, int]:
     parts = text.split(":")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--workers {text}: write a number, or MIN:MAX such as 4:8")
-    least, most = int(parts[0]), int(parts[-1])
-    if least > most:
+    if (least := int(parts[0])) > (most := int(parts[-1])):
         raise ConfigError(f"--workers {text}: {least} is more than {most}")
     return least if len(parts) == 1 else (least, most)
 
@@ -76,6 +72,7 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         # Ray's own default for a local start, said aloud: other users of this machine must not reach it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -86,8 +83,7 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         try:
             ray.init(address=address, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            raise ConfigError(f"no Ray at {address!r}: {said}: check --address, or leave it out") from error
+            raise ConfigError(f"no Ray at {address!r}: {error}: check --address, or leave it out") from error
     there = ray.cluster_resources()
     gpu, least = there.get("GPU", 0) > 0, count if isinstance(count, int) else count[0]
     each = {"CPU": options.cpus, **({"GPU": 1} if gpu else {})}
@@ -97,39 +93,38 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
             if address == "local":
                 raise ConfigError(f"{lacking}: fewer --workers, or fewer --cpus")
             sys.stderr.write(f"waiting for the cluster to grow: {lacking}\n")
+    paths = {"folder": os.getcwd(), "init_from": str(options.init_from), "out": str(options.out)}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={
-            "config": config.model_dump(mode="json"), "folder": os.getcwd(), "init_from": str(options.init_from),
-            "out": str(options.out), "profile": options.profile,
-        },
+        train_loop_config={"config": config.model_dump(mode="json"), "profile": options.profile, **paths},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=each),
-        run_config=RunConfig(
+        run_config=RunConfig(  # whether to try again is decided below, and told
             name="ray",
             storage_path=str(options.out.resolve()),
-            failure_config=FailureConfig(max_failures=0),  # whether to try again is decided below
+            failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=PATIENCE),
-    )  # fmt: skip
-    before = None
-    for left in range(options.retries, -1, -1):
+    )
+    before = ""
+    for left in range(max(0, options.retries), -1, -1):
         try:
             trainer.fit()
             break
+        except (SystemExit, RayActorError):  # what Ray makes of Ctrl-C
+            raise KeyboardInterrupt from None
         except TrainingFailedError as error:
-            failed = [*getattr(error, "worker_failures", {}).values()]
+            failed = [*getattr(error, "worker_failures", {}).values(), error]
             mistake = next((each for each in failed if isinstance(each, TrainerError)), None)
             # Where a worker is lost, others may tell of files or data; what is said twice is meant.
-            lost = mistake is None or (isinstance(mistake, CheckpointError | DataError) and str(mistake) != before)
-            if mistake is not None and not (lost and left):
+            if mistake and (not left or str(mistake) == before or not isinstance(mistake, CheckpointError | DataError)):
                 raise mistake from error
-            before, line = str(mistake), _line(mistake or next(iter(failed), error))
+            before = str(mistake or failed[0]).strip().partition("\n")[0]
             if not left:
-                raise TrainerError(f"training failed, after {options.retries} retries: {line}") from error
-            sys.stderr.write(f"failed: {line}: started again from the last checkpoint\n")
+                raise TrainerError(f"training failed, after {options.retries} retries: {before}") from error
+            sys.stderr.write(f"failed: {before}: started again from the last checkpoint\n")
     if not (options.out / "model").exists():
-        raise KeyboardInterrupt  # Ray has taken it, and ended the workers
+        raise KeyboardInterrupt
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -137,15 +132,8 @@ def _work(given: dict[str, Any]) -> None:
     from ray.train import get_preemption_info
 
     os.chdir(given["folder"])  # paths are said as they were to the launcher, and kept so in checkpoints
-    config = checked(given["config"], "the launcher")
-    warned = lambda: get_preemption_info() is not None  # noqa: E731
-    train(config, Path(given["init_from"]), Path(given["out"]), given["profile"], warned)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what a worker raised, or of what became of it."""
-    said = str(error).strip().splitlines()
-    return said[0] if said else type(error).__name__
+    config, paths = checked(given["config"], "the launcher"), (Path(given["init_from"]), Path(given["out"]))
+    train(config, *paths, given["profile"], lambda: get_preemption_info() is not None)
 
 
 if __name__ == "__main__":

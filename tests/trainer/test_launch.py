@@ -87,6 +87,7 @@ def test_two_workers_are_one_process(
     assert len([*(tmp_path / "two/checkpoints/step-00000006").glob("*.distcp")]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_what_the_workers_find_is_one_line_and_not_tried_again(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,9 +128,7 @@ def test_a_worker_that_is_killed_is_started_again(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_retries_come_to_an_end(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_retries_come_to_an_end(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "metrics.jsonl", 2, killed))
     killer.start()

@@ -77,9 +77,10 @@ def train(model: VisionLanguageModel, data: list[tuple[Encoded, list[Tensor]]], 
 
 
 @pytest.mark.parametrize(
-    ("count", "steps"), [(8, 500), pytest.param(64, 4000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("count", "steps", "size"),
+    [(8, 500, 9), pytest.param(64, 3000, 36, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
 )
-def test_tiny_learns_every_task_by_heart(count: int, steps: int) -> None:
+def test_tiny_learns_every_task_by_heart(count: int, steps: int, size: int) -> None:
     tokenizer = train_bpe(texts(2000, 0), 1024)
     special = tokenizer.special
     data = samples(count, tokenizer)
@@ -89,7 +90,7 @@ def test_tiny_learns_every_task_by_heart(count: int, steps: int) -> None:
         torch.manual_seed(0)
         model = build_model(tiny(tokenizer.size, special["imgpad"], special["eos"])).train()
         began, worked = time.perf_counter(), time.process_time()
-        loss = train(model, data, steps, 9)
+        loss = train(model, data, steps, size)
         speaker = Speaker(model.eval(), tokenizer, SIZE)
         rows, wanted = [], []
         for encoded, pixels in data:
