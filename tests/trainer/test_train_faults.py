@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_no_data(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there" in refused(capsys, *command(1, tmp_path / "nowhere", model, tmp_path / "out"))
+    assert "manifest.json: not found" in refused(capsys, *command(1, tmp_path / "nowhere", model, tmp_path / "out"))
     line = refused(capsys, *command(1, tmp_path, model, tmp_path / "out", "data.manifests=[]"))
     assert "no data set is named: --data MANIFEST..." in line
 
