@@ -1,12 +1,13 @@
-"""The demo's command line: builds the demo web and its CLIP, downloads the web, curates the pairs.
+"""The demo's command line: builds the demo web and its CLIP, downloads the web, curates the pairs, trains on them.
 
-The decision behind this module: what is there already is not made again, and download and curation are the same
-commands that a user types, run as processes of their own.
+The decision behind this module: what is there already is not made again, and download, curation and training are the
+same commands that a user types, run as processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import shutil
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path("data/demo")
 RUN = Path("runs/demo")  # where the profile `demo` writes
+TRAINED = Path("runs/demo-train")
+SETTINGS = Path(__file__).with_name("training.yaml")
+QUERIES = "16"  # embeddings of a picture
 _FORMAT = argparse.RawDescriptionHelpFormatter
 
 
@@ -57,11 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
         description="Builds the demo web and a small CLIP if need be, serves the web on loopback, "
-        "and runs `python -m curation download demo` and `python -m curation run demo`.",
+        "runs `python -m curation download demo` and `python -m curation run demo`, "
+        "and trains a small model on what was kept.",
         epilog="example:\n  python -m demo",
         formatter_class=_FORMAT,
     )
-    commands = parser.add_subparsers(dest="command", metavar="web | serve | clip")
+    commands = parser.add_subparsers(dest="command", metavar="web | serve | clip | train")
     web = commands.add_parser(
         "web",
         help="only the demo web",
@@ -91,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     clip.add_argument(
         "--out", type=Path, default=FOLDER / "clip", metavar="DIR", help=f"folder (default {FOLDER}/clip)"
+    )
+    commands.add_parser(
+        "train",
+        help="only the training",
+        description=f"Trains a small model in three stages on {RUN} and on samples drawn for it, and asks it about "
+        f"unseen scenes. Writes {TRAINED}.",
+        epilog="example:\n  python -m demo train",
+        formatter_class=_FORMAT,
     )
     return parser
 
@@ -168,7 +181,59 @@ def _demo() -> int:
         # The demo's own output of another model: the run would refuse to mix them.
         shutil.rmtree(RUN)
         _say(f"removed {RUN}, which an earlier demo CLIP had made")
-    return run_command("curation", "run", "demo")
+    return run_command("curation", "run", "demo") or _train()
+
+
+def _train() -> int:
+    """From curated shards to answers: data sets, a language model, the model to start from, three stages, questions."""
+    from demo.download import run_command
+    from demo.language import ensure_language
+    from demo.stages import DATA_SETS, ensure_data
+
+    model, language, clip = (FOLDER / name for name in ("model", "language", "clip"))
+    for made in (RUN / "manifest.json", clip / "card.json"):
+        if not made.is_file():
+            raise ValueError(f"{made} is missing: make it with `python -m demo`")
+    bar = Bar()
+    try:
+        for each in DATA_SETS:
+            ensure_data(FOLDER, each, progress=bar)
+        card = ensure_language(language, progress=bar)
+    finally:
+        bar.close()
+    _say(f"demo data: {sum(each.samples for each in DATA_SETS):,} samples of stages 2 and 3 in {FOLDER}")
+    _say(f"demo language model: {language}, {card['final_loss']} nats a token")
+
+    sources = (RUN, FOLDER / "stage2", FOLDER / "stage3")
+    inputs = [SETTINGS, language / "card.json", clip / "card.json", *(source / "manifest.json" for source in sources)]
+    recipe = hashlib.sha256(QUERIES.encode() + b"".join(file.read_bytes() for file in inputs)).hexdigest()
+    mark = TRAINED / "recipe.txt"
+    if not mark.exists() or mark.read_text() != recipe:
+        for stale in filter(Path.exists, (TRAINED, model)):
+            shutil.rmtree(stale)
+            _say(f"removed {stale}, which came of other data or settings")
+        TRAINED.mkdir(parents=True)
+        mark.write_text(recipe)
+    if not (model / "config.json").exists():
+        shutil.rmtree(model, ignore_errors=True)
+        parts = ("--vision", str(clip), "--language", str(language), "--queries", QUERIES, "--adapter-heads", "6")
+        if status := run_command("trainer.convert", "assemble", *parts, str(model)):
+            return status
+    for stage, source in enumerate(sources, 1):
+        out = TRAINED / f"stage{stage}"
+        given = ("--data", source, "--init-from", model, "--out", out, "--config", SETTINGS)
+        if status := run_command("trainer.train", "--stage", str(stage), *map(str, given)):
+            return status
+        model = out / "model"
+
+    from demo.answers import show
+
+    try:
+        told = show(model, TRAINED, progress=bar)
+    finally:
+        bar.close()
+    _say(f"{told}\nall answers: {TRAINED / 'answers.json'}")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,9 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "clip":
             _clip(options.out)
             return 0
-        return _demo()
+        return _train() if options.command == "train" else _demo()
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip,download]'\n")
+        sys.stderr.write(f"error: {error.name} is missing: pip install -e '.[curate,clip,download,train]'\n")
         return 1
     except OSError as error:
         from demo.folder import explain

@@ -14,7 +14,7 @@ ALLOWED = {
     "shards": set(),
     "curation": {"filters", "shards"},
     "trainer": {"shards"},
-    "demo": {"filters", "shards"},
+    "demo": {"filters", "shards", "trainer"},
 }
 FORBIDDEN = {"filters": {"ray"}, "shards": {"ray", "torch"}, "trainer": {"ray.data"}}
 

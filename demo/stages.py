@@ -1,0 +1,104 @@
+"""Data sets of the second and the third training stage: demo samples in shards, with others held out to look at.
+
+The decision behind this module: a sample follows from the name of its data set, the seed and its number alone, so that
+any worker writes the same shard, and what is held out is drawn from scenes that no training sees.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from functools import partial
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from demo.clip import source_digest
+from demo.folder import prepare, sweep, work_folder
+from demo.tasks import draw_images, sample_of
+from demo.train_clip import Progress
+from shards.index import write_index
+from shards.manifest import DatasetManifest, ManifestError, ShardEntry, read_manifest, write_manifest
+from shards.schema import dump_sample
+from shards.storage import Storage
+from shards.tar import build_shard
+
+PER_SHARD = 1000  # samples
+_SOURCES = ("demo.scenes", "demo.draw", "demo.captions", "demo.facts", "demo.tasks", "demo.stages", "shards.schema")
+
+
+class DataSet(NamedTuple):
+    """`shares`: how often each task comes, in any unit."""
+
+    name: str
+    samples: int
+    shares: dict[str, int]
+
+
+# Most teaches words: each box is 19 tokens, and where boxes prevail the two of an answer are hardly heard.
+MULTI_TASK = {
+    "vqa": 56, "refer": 12, "region_caption": 12, "caption": 12,
+    "grounded_caption": 3, "ocr_vqa": 3, "ocr": 1, "text": 1,
+}  # fmt: skip
+DATA_SETS = (
+    DataSet("stage2", 20000, MULTI_TASK),
+    DataSet("stage2-held", 320, MULTI_TASK),
+    DataSet("stage3", 5000, {"chat": 1}),
+    DataSet("stage3-held", 160, {"chat": 1}),
+)
+
+
+def ensure_data(out: Path, made: DataSet, seed: int = 0, progress: Progress | None = None) -> bool:
+    """Writes `out`/<name>: shards, their indices and, last, manifest.json; False if it is there already, whole.
+
+    The same data set and seed give the same bytes. Raises `FolderError` where nothing can be written.
+    """
+    from PIL import __version__ as pillow
+
+    stated = f"{tuple(made)} {seed} {PER_SHARD} {source_digest(_SOURCES)} {pillow}"
+    recipe = {"recipe": sha256(stated.encode()).hexdigest()}
+    if _is_whole(out / made.name, recipe):
+        return False
+    prepare(out)
+    sweep(out, made.name)
+    work = work_folder(out, made.name)
+    jobs = [range(at, min(at + PER_SHARD, made.samples)) for at in range(0, made.samples, PER_SHARD)]
+    entries: list[ShardEntry] = []
+    try:
+        # Spawned, not forked: the caller may hold threads (Arrow's, torch's).
+        with get_context("spawn").Pool(min(os.cpu_count() or 1, len(jobs))) as pool:
+            for entry in pool.imap(partial(_write_shard, work, made, seed), jobs):
+                entries.append(entry)
+                if progress:
+                    progress(f"demo {made.name}", sum(each.nsamples for each in entries), made.samples)
+        manifest = DatasetManifest(name=f"demo-{made.name}", fingerprints=recipe, shards=entries)
+        write_manifest(Storage.open(str(work)), manifest)
+        shutil.rmtree(out / made.name, ignore_errors=True)
+        work.rename(out / made.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return True
+
+
+def _is_whole(folder: Path, recipe: dict[str, str]) -> bool:
+    try:
+        manifest = read_manifest(Storage.open(str(folder)))
+        whole = all((folder / shard.url).stat().st_size == shard.bytes for shard in manifest.shards)
+    except (OSError, ManifestError):
+        return False
+    return whole and manifest.fingerprints == recipe
+
+
+def _write_shard(folder: Path, made: DataSet, seed: int, numbers: range) -> ShardEntry:
+    samples = []
+    for number in numbers:
+        rng = random.Random(f"{made.name}/{seed}/{number}")
+        sample, _ = one = sample_of(rng.choices([*made.shares], [*made.shares.values()])[0], rng)
+        images = zip(sample.images, draw_images(one), strict=True)
+        samples.append((f"{number:06d}", [*images, ("json", dump_sample(sample))]))
+    shard, name, storage = build_shard(samples), f"{numbers[0]:06d}.tar", Storage.open(str(folder))
+    storage.write(name, b"".join(shard.buffers))
+    write_index(storage, name, shard.offsets)
+    return ShardEntry(url=name, nsamples=len(samples), bytes=shard.size, sha256=shard.sha256)
