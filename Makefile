@@ -75,7 +75,7 @@ plan-docs: $(STAMP)-test  ## docs/plan-qwen-vl.md, some minutes
 	@$(BIN)/python -m trainer.plan qwen-vl --table > docs/plan-qwen-vl.md
 
 test-gpu: $(STAMP)-test  ## what only a GPU can show
-	@$(BIN)/python -m pytest tests/gpu -m 'slow or not slow'
+	@$(BIN)/python -m pytest tests/trainer/test_gpu.py -m 'slow or not slow'
 
 clean:  ## removes what the commands made, but not the environment
 	rm -rf runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

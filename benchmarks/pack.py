@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from shards.index import write_index
+from shards.index import write_shard
 from shards.manifest import DatasetManifest, ShardEntry, write_manifest
 from shards.pack import pack
 from shards.pack_left import Standing, tasks_left
@@ -31,7 +31,7 @@ from shards.pack_plan import make_plan
 from shards.pack_work import Gather, Merge, perform
 from shards.pool import Pool
 from shards.storage import Storage
-from shards.tar import build_shard, group, scan
+from shards.tar import group, scan
 
 # An image of the web: about 40 KB, its size spread as a log-normal's.
 IMAGE_BYTES, SPREAD = 40_000, 0.5
@@ -48,11 +48,7 @@ def make(folder: Path, shards: int, samples: int) -> int:
             size = int(IMAGE_BYTES * chance.lognormvariate(-(SPREAD**2) / 2, SPREAD))
             about = json.dumps({"key": key, "url": f"https://example.org/{key}.jpg"}).encode()
             batch.append((key, [("jpg", chance.randbytes(size)), ("txt", b"a caption " * 8), ("json", about)]))
-        shard = build_shard(batch)
-        url = f"shards/{number:06d}.tar"
-        storage.write(url, shard.buffers)
-        write_index(storage, url, shard.offsets)
-        entries.append(ShardEntry(url=url, nsamples=samples, bytes=shard.size, sha256=shard.sha256))
+        entries.append(write_shard(storage, f"shards/{number:06d}.tar", batch))
     write_manifest(storage, DatasetManifest(name="benchmark", shards=entries))
     return sum(entry.bytes for entry in entries)
 

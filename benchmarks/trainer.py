@@ -35,10 +35,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from demo.tasks import TASKS, draw_images, sample_of
-from shards.index import write_index
-from shards.manifest import DatasetManifest, ShardEntry, write_manifest
+from shards.index import write_shard
+from shards.manifest import DatasetManifest, write_manifest
 from shards.storage import Storage
-from shards.tar import build_shard
 from trainer.config import load_config
 from trainer.data.batch import pack
 from trainer.data.images import MEAN, STD, normalised, to_square
@@ -81,10 +80,7 @@ def write(folder: Path, pairs: list[tuple[bytes, str]]) -> None:
     for number in range(SHARDS):
         some = enumerate(pairs[number::SHARDS])
         rows = [(f"{row:06d}", [("jpg", data), ("txt", text.encode()), ("json", b"{}")]) for row, (data, text) in some]
-        shard, url = build_shard(rows), f"{number:03d}.tar"
-        storage.write(url, b"".join(shard.buffers))
-        write_index(storage, url, shard.offsets)
-        entries.append(ShardEntry(url=url, nsamples=len(rows), bytes=shard.size, sha256=shard.sha256))
+        entries.append(write_shard(storage, f"{number:03d}.tar", rows))
     write_manifest(storage, DatasetManifest(name="benchmark", shards=entries))
 
 

@@ -19,11 +19,10 @@ from demo.clip import source_digest
 from demo.folder import prepare, sweep, work_folder
 from demo.tasks import draw_images, sample_of
 from demo.train_clip import Progress
-from shards.index import write_index
+from shards.index import write_shard
 from shards.manifest import DatasetManifest, ManifestError, ShardEntry, read_manifest, write_manifest
 from shards.schema import dump_sample
 from shards.storage import Storage
-from shards.tar import build_shard
 
 PER_SHARD = 1000  # samples
 _SOURCES = ("demo.scenes", "demo.draw", "demo.captions", "demo.facts", "demo.tasks", "demo.stages", "shards.schema")
@@ -98,7 +97,4 @@ def _write_shard(folder: Path, made: DataSet, seed: int, numbers: range) -> Shar
         sample, _ = one = sample_of(rng.choices([*made.shares], [*made.shares.values()])[0], rng)
         images = zip(sample.images, draw_images(one), strict=True)
         samples.append((f"{number:06d}", [*images, ("json", dump_sample(sample))]))
-    shard, name, storage = build_shard(samples), f"{numbers[0]:06d}.tar", Storage.open(str(folder))
-    storage.write(name, b"".join(shard.buffers))
-    write_index(storage, name, shard.offsets)
-    return ShardEntry(url=name, nsamples=len(samples), bytes=shard.size, sha256=shard.sha256)
+    return write_shard(Storage.open(str(folder)), f"{numbers[0]:06d}.tar", samples)

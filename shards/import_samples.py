@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from shards.schema import Sample, load_sample
 
@@ -42,7 +42,7 @@ class Refused(ValueError):
     """A record is not what it should be: the reason, in one line."""
 
 
-def language_of(text: str) -> str:
+def language_of(text: str) -> Literal["en", "zh"]:
     """`zh` where there are more Han letters in a text than others, else `en`."""
     return "zh" if 2 * len(_HAN.findall(text)) > sum(map(str.isalpha, text)) else "en"
 

@@ -23,11 +23,11 @@ from pyarrow import fs
 
 from shards.errors import NOT_FOUND
 from shards.import_samples import Refused, format_of, make_sample, read_chat
-from shards.index import SUFFIX, encode_index
+from shards.index import SUFFIX, write_shard
 from shards.manifest import DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.schema import SchemaError, dump_sample
 from shards.storage import NotFound, Storage, StorageError, Unavailable
-from shards.tar import BLOCK, END, build_shard
+from shards.tar import BLOCK, END
 
 REFUSED = "refused.jsonl"
 _MARK = "_importing"  # stands from the begin of an import to its manifest
@@ -227,10 +227,7 @@ def run_import(
 
 
 def _write(out: Storage, number: int, samples: list[tuple[str, Parts]]) -> ShardEntry:
-    name, shard = f"{number:06d}.tar", build_shard(samples)
-    out.write(name, shard.buffers, durable=True)
-    out.write(name + SUFFIX, encode_index(shard.offsets), durable=True)
-    return ShardEntry(url=name, nsamples=len(samples), bytes=shard.size, sha256=shard.sha256)
+    return write_shard(out, f"{number:06d}.tar", samples, durable=True)
 
 
 def _make(given: Input, record: Record) -> Parts | str:

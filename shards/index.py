@@ -7,13 +7,14 @@ take it as theirs, and a run of samples can be found for one ranged read.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pyarrow as pa
 
+from shards.manifest import ShardEntry
 from shards.storage import Storage
-from shards.tar import group, scan
+from shards.tar import build_shard, group, scan
 
 SUFFIX = ".idx"
 
@@ -53,9 +54,19 @@ def decode_index(data: bytes, name: str = "index") -> list[int]:
     return offsets
 
 
-def write_index(storage: Storage, tar: str, offsets: Sequence[int]) -> None:
+def write_index(storage: Storage, tar: str, offsets: Sequence[int], durable: bool = False) -> None:
     """Writes the index of the shard `tar` (path below the storage's root) beside it."""
-    storage.write(tar + SUFFIX, encode_index(offsets))
+    storage.write(tar + SUFFIX, encode_index(offsets), durable)
+
+
+def write_shard(
+    storage: Storage, tar: str, samples: Iterable[tuple[str, Sequence[tuple[str, bytes]]]], durable: bool = False
+) -> ShardEntry:
+    """Writes samples, as `build_shard` takes them, as the shard `tar` with its index; what a manifest says of it."""
+    shard = build_shard(samples)
+    storage.write(tar, shard.buffers, durable)
+    write_index(storage, tar, shard.offsets, durable)
+    return ShardEntry(url=tar, nsamples=len(shard.offsets) - 1, bytes=shard.size, sha256=shard.sha256)
 
 
 def read_index(storage: Storage, tar: str) -> list[int]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from trainer.errors import ConfigError
-from trainer.model.config import Positive
+from trainer.errors import ConfigError, first_mistake
+from trainer.model.config import Positive, Settings
 
 STAGES = Path(__file__).with_name("stages.yaml")
 Part = Literal["vision", "adapter", "language"]
@@ -23,11 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = Annotated[int, Field(ge=0)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Data(_Settings):
+class Data(Settings):
     """Where samples come from and how they are joined.
 
     manifests: data sets, folders or their manifest.json, local or `s3://`. weights: of each, where their shares are
@@ -53,15 +49,31 @@ class Data(_Settings):
     labels: Literal["paper", "released"] = "paper"
     caption_prompt: bool = True
 
+    def most_images(self, queries: int) -> int:
+        """Of a sample or a pack: as many as fit into its length, with their two tags, or fewer by `images`."""
+        room = self.length // (queries + 2)
+        return min(self.images or room, room)
 
-class BatchSize(_Settings):
+
+class Dealt(NamedTuple):
+    """A step on one of some ranks. each: items (samples or packs) of a lane. part: of them in one forward, of
+    `together` lanes. lanes: of the rank, missing ones among them.
+    """
+
+    each: int
+    part: int
+    together: int
+    lanes: int
+
+
+class BatchSize(Settings):
     """size: samples, or packs, of one step on all ranks together. micro: of one forward on one rank, at most."""
 
     size: Positive
     micro: Positive = 1
 
 
-class Optim(_Settings):
+class Optim(Settings):
     """AdamW on a cosine with warm-up; defaults are Table 8's, the same in all stages.
 
     layer_decay: block i of n of the tower has lr x layer_decay^(n - i), what is before block 0 one power more.
@@ -79,7 +91,7 @@ class Optim(_Settings):
     nonfinite: Positive = 5
 
 
-class Parallel(_Settings):
+class Parallel(Settings):
     """precision: of compute and of frozen weights; what trains is kept, and reduced, in float32. shard: ranks that
     share one copy (HSDP); null: all. recompute: parts whose activations are computed again in the backward. compile:
     blocks and tower, in fixed shapes. timeout: seconds until a rank that waits for others gives up, after step 1.
@@ -92,7 +104,7 @@ class Parallel(_Settings):
     timeout: Positive = 600
 
 
-class Checkpoint(_Settings):
+class Checkpoint(Settings):
     """folder: null: `checkpoints` of the output; or a path, or `s3://`. every: steps. resume: `auto` goes on from the
     newest one, `none` refuses to where there are any, else a step.
     """
@@ -104,7 +116,7 @@ class Checkpoint(_Settings):
     resume: Literal["auto", "none"] | Positive = "auto"
 
 
-class Log(_Settings):
+class Log(Settings):
     """every: steps between lines. tensorboard: if it is installed. preempt: steps between looks whether to stop."""
 
     every: Positive = 10
@@ -112,7 +124,7 @@ class Log(_Settings):
     preempt: Positive = 10
 
 
-class Eval(_Settings):
+class Eval(Settings):
     """Held-out data sets, each `every` steps: the loss per task over `samples`, and what it says to `speak` of them."""
 
     manifests: tuple[str, ...] = ()
@@ -121,7 +133,7 @@ class Eval(_Settings):
     speak: Whole = 4
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One run of one stage.
 
     image_size: pixels. projection_with: whether ln_post and proj train with the tower, as released. steps or epochs:
@@ -141,6 +153,13 @@ class TrainConfig(_Settings):
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     eval: Eval = Eval()
+
+    def dealt(self, ranks: int) -> Dealt:
+        """How a step is divided: whole lanes to a forward, or whole forwards to a lane."""
+        lanes, micro = -(-self.data.lanes // ranks), self.batch.micro
+        each = self.batch.size // self.data.lanes
+        part = max(n for n in range(1, each + 1) if each % n == 0 and n <= micro)
+        return Dealt(each, part, min(max(1, micro // each), lanes), lanes)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -207,10 +226,7 @@ def checked(values: dict[str, Any], where: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(_tuples(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {f'{place}: ' if place else ''}{message}") from error
+        raise ConfigError(f"{where}: {first_mistake(error)}") from error
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:

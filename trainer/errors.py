@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class TrainerError(ValueError):
@@ -48,3 +52,11 @@ def exit_status(work: Callable[[], object], interrupted: str | None = None) -> i
             sys.stderr.write(f"{interrupted}\n")
         return 130
     return 0
+
+
+def first_mistake(error: ValidationError, nowhere: str = "") -> str:
+    """`place: what is wrong` of the first thing that pydantic found. nowhere: the place of what concerns the whole."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or nowhere
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -56,23 +56,15 @@ class Memory:
         return sum(vars(self).values())
 
 
-def largest(model: ModelConfig, run: TrainConfig) -> tuple[int, int]:
-    """Tokens and images of a sample or pack at most, as the loader cuts them."""
-    room = run.data.length // (model.adapter.queries + 2)
-    return run.data.length, min(run.data.images or room, room)
-
-
 def share(model: ModelConfig, run: TrainConfig, gpus: int) -> Work:
     """What one GPU does, as the loader deals it out; of GPUs beyond `data.lanes` nothing, they are not counted.
 
     Raises `ConfigError` for shards that do not divide the GPUs.
     """
-    gpus, each = min(gpus, run.data.lanes), run.batch.size // run.data.lanes
+    gpus = min(gpus, run.data.lanes)
     if gpus % (run.parallel.shard or gpus):
         raise ConfigError(f"parallel.shard {run.parallel.shard} does not divide {gpus} GPUs: name a divisor, or null")
-    lanes = -(-run.data.lanes // gpus)
-    part = max(n for n in range(1, each + 1) if each % n == 0 and n <= run.batch.micro)
-    together = min(max(1, run.batch.micro // each), lanes)
+    each, part, together, lanes = run.dealt(gpus)
     return Work(model, run, gpus, together * part, -(-lanes // together) * (each // part))
 
 
@@ -140,8 +132,9 @@ def _batch(work: Work) -> Batch:
 
     from trainer.data.batch import Batch
 
-    tokens, images = (work.items * each for each in largest(work.model, work.run))
-    side, shown = work.run.image_size, images * work.model.adapter.queries
+    data, queries = work.run.data, work.model.adapter.queries
+    tokens, images = work.items * data.length, work.items * data.most_images(queries)
+    side, shown = work.run.image_size, images * queries
     ids, places, taught = (torch.zeros(size, dtype=torch.long) for size in (tokens, shown, tokens - shown))
     pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8)
     return Batch(

@@ -19,7 +19,7 @@ from typing import Any
 from trainer.config import TrainConfig, add_arguments, config_of
 from trainer.devices import DEVICES, device
 from trainer.errors import ConfigError, exit_status
-from trainer.memory import Memory, Work, largest, share, simulate
+from trainer.memory import Memory, Work, share, simulate
 from trainer.model.config import QWEN_VL, ModelConfig, tiny
 
 TRAINED_BYTES, FROZEN_BYTES = 16, 2  # fp32 weight, gradient, two moments of AdamW; frozen weights are bf16
@@ -139,7 +139,8 @@ def measured(config: ModelConfig, run: TrainConfig, folder: Path) -> Mean:
     from trainer.data import order, packing, reader, source, tasks
     from trainer.model.folder import own_tokenizer
 
-    tokenizer, data, (length, images) = own_tokenizer(folder, config), run.data, largest(config, run)
+    tokenizer, data, length = own_tokenizer(folder, config), run.data, run.data.length
+    images = data.most_images(config.adapter.queries)
     layout = tasks.Layout(config.adapter.queries, length, data.labels, data.caption_prompt)
     sources = [source.open_source(uri) for uri in data.manifests]
     weights = data.weights or [each.nsamples for each in sources]

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shards.index import write_index
-from shards.manifest import DatasetManifest, ShardEntry, write_manifest
+from shards.index import write_shard
+from shards.manifest import DatasetManifest, write_manifest
 from shards.pack import Packed, Told, pack
 from shards.pack_plan import Plan, make_plan
 from shards.pack_work import perform
 from shards.pool import Pool
 from shards.storage import Storage
-from shards.tar import build_shard, group, scan
+from shards.tar import group, scan
 
 SIZE = 60_000
 Sample = tuple[str, list[tuple[str, bytes]]]
@@ -43,11 +43,7 @@ def dataset(where: Path | str, shards: Sequence[Sequence[Sample]], name: str = "
     storage = Storage.open(str(where))
     entries = []
     for number, samples in enumerate(shards):
-        shard = build_shard(samples)
-        url = f"shards/{number:04d}.tar"
-        storage.write(url, shard.buffers)
-        write_index(storage, url, shard.offsets)
-        entries.append(ShardEntry(url=url, nsamples=len(samples), bytes=shard.size, sha256=shard.sha256))
+        entries.append(write_shard(storage, f"shards/{number:04d}.tar", samples))
     prints = {"decision_fp": f"{len(name):064x}"}
     write_manifest(storage, DatasetManifest(name=name, complete=complete, shards=entries, fingerprints=prints))
     return str(where)

@@ -11,11 +11,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from demo.tasks import draw_images, sample_of
-from shards.index import write_index
-from shards.manifest import DatasetManifest, ShardEntry, write_manifest
+from shards.index import write_shard
+from shards.manifest import DatasetManifest, write_manifest
 from shards.schema import PureText, dump_sample
 from shards.storage import Storage
-from shards.tar import build_shard
 from tests.trainer import models
 from trainer import evaluate, parallel
 from trainer.config import TrainConfig, load_config
@@ -42,11 +41,8 @@ def data_set(folder: Path, count: int, broken: tuple[int, ...] = (), long: tuple
             images = [(name, b"\xff\xd8 no picture") for name, _ in images]
         sample = made.sample.model_copy(update={"text": "long " * 1000}) if number in long else made.sample
         samples.append((f"{number:05d}", [*images, ("json", dump_sample(sample))]))
-    storage, shard = Storage.open(str(folder)), build_shard(samples)
-    storage.write("0.tar", b"".join(shard.buffers))
-    write_index(storage, "0.tar", shard.offsets)
-    entry = ShardEntry(url="0.tar", nsamples=count, bytes=shard.size, sha256=shard.sha256)
-    write_manifest(storage, DatasetManifest(name=folder.name, shards=[entry]))
+    storage = Storage.open(str(folder))
+    write_manifest(storage, DatasetManifest(name=folder.name, shards=[write_shard(storage, "0.tar", samples)]))
     return folder
 
 

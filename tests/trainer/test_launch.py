@@ -11,15 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainer.training import TASKS, command, data_set, losses, model_folder
+from tests.trainer.training import TASKS, command, data_set, losses
 from trainer import launch, train
 from trainer.errors import ConfigError
 from trainer.launch import main, workers
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "small")
 
 
 @pytest.fixture(scope="module")

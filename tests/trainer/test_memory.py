@@ -14,7 +14,7 @@ from tests.trainer.data.sets import cut, loader, pairs, settings
 from tests.trainer.models import config
 from trainer.config import TrainConfig, load_config
 from trainer.errors import ConfigError
-from trainer.memory import Memory, Work, _simulate, largest, share, simulate
+from trainer.memory import Memory, Work, _simulate, share, simulate
 from trainer.model.config import QWEN_VL
 from trainer.model.vlm import build_model, set_trainable
 
@@ -62,7 +62,7 @@ def test_state_is_what_a_rank_holds(simulated: list[tuple[Work, Memory]]) -> Non
 
 def test_activations_are_those_of_the_micro_batch(simulated: list[tuple[Work, Memory]]) -> None:
     (two, a), (six, b) = simulated
-    tokens, images = largest(config(), two.run)
+    tokens, images = two.run.data.length, two.run.data.most_images(config().adapter.queries)
     assert (tokens, images) == (128, 7)
     assert 2 * a.activations < b.activations < 3.5 * a.activations
     # Of each of 2 blocks at the least: input, two norms, q, k, v, what is seen, gate, up and their product; bf16.
@@ -80,7 +80,7 @@ def test_work_is_what_the_loader_deals_out(tmp_path: Path, gpus: int, micro: int
     found = share(config(), made, gpus)
     assert found.items == dealt.together * dealt.part
     assert found.forwards == len(list(dealt))
-    assert largest(config(), made)[1] == dealt.images
+    assert made.data.most_images(config().adapter.queries) == dealt.images
 
 
 def test_gpus_beyond_lanes_are_not_counted() -> None:

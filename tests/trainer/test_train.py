@@ -12,22 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.training import TASKS, command, data_set, ended, lines, losses, model_folder, start
+from tests.trainer.training import command, ended, lines, losses, start
 from trainer.model.folder import load_model, read_tensors
 from trainer.train import main
 
 TRAINED = {1: ("vision.", "adapter.", "projection."), 2: ("",), 3: ("adapter.", "language.")}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "small")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("data")
-    return {stage: data_set(folder / f"stage{stage}", tasks, 60) for stage, tasks in TASKS.items()}
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

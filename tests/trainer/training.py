@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.tasks import draw_images, sample_of
-from shards.index import write_index
-from shards.manifest import DatasetManifest, ShardEntry, write_manifest
+from shards.index import write_shard
+from shards.manifest import DatasetManifest, write_manifest
 from shards.schema import dump_sample
 from shards.storage import Storage
-from shards.tar import build_shard
 from tests.trainer.models import model, tokenizer
 from trainer.model.folder import save_model
 
@@ -49,10 +48,7 @@ def data_set(folder: Path, tasks: Sequence[str], count: int, seed: int = 0) -> P
             made = sample_of(tasks[number % len(tasks)], random.Random(f"{seed}/{number}"))
             images = zip(made.sample.images, draw_images(made), strict=True)
             samples.append((f"{number:05d}", [*images, ("json", dump_sample(made.sample))]))
-        shard, name = build_shard(samples), f"{first // PER_SHARD:03d}.tar"
-        storage.write(name, b"".join(shard.buffers))
-        write_index(storage, name, shard.offsets)
-        entries.append(ShardEntry(url=name, nsamples=len(samples), bytes=shard.size, sha256=shard.sha256))
+        entries.append(write_shard(storage, f"{first // PER_SHARD:03d}.tar", samples))
     write_manifest(storage, DatasetManifest(name=folder.name, shards=entries))
     return folder
 

@@ -90,11 +90,9 @@ class Loader:
         self.tokenizer, self.image_token = tokenizer, model.image_token
         self.filler = Encoded((tokenizer.special["eos"],), (False,), 0, "text", 0)
         self.layout = Layout(model.adapter.queries, data.length, data.labels, data.caption_prompt)
-        self.images = data.images or data.length // (model.adapter.queries + 2)
-        self.lanes = range(rank, rank + world * -(-data.lanes // world), world)  # the last may be beyond data.lanes
-        self.each = size // data.lanes  # items of a lane in a step: samples or packs
-        self.part = max(n for n in range(1, self.each + 1) if self.each % n == 0 and n <= config.batch.micro)
-        self.together = min(max(1, config.batch.micro // self.each), len(self.lanes))
+        self.images = data.most_images(model.adapter.queries)
+        self.each, self.part, self.together, lanes = config.dealt(world)
+        self.lanes = range(rank, rank + world * lanes, world)  # the last may be beyond data.lanes
         endless = data.pack or data.weights
         self.per_epoch = None if endless else -(-self.orders[0].size(data.lanes - 1) // self.each)
         self.total = config.steps or (config.epochs or 0) * (self.per_epoch or 0)

@@ -7,7 +7,6 @@ sample is a `BadSample`, to be counted: the web is full of them.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.import_samples import language_of
 from shards.index import SUFFIX
 from shards.manifest import place
 from shards.schema import Caption, Sample, load_sample
@@ -26,7 +26,6 @@ from trainer.data.source import Source, Whole
 from trainer.errors import DataError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _OPEN = 64  # shards that are kept open, with their indices: 80 KB for 10,000 samples
 
 
@@ -138,4 +137,4 @@ def _pair(text: str) -> Caption:
     """A curated pair names no language: Chinese where most letters are Han."""
     if not text.strip():
         raise DataError("no caption: neither a .txt with text nor a .json with a task")
-    return Caption(text=text, language="zh" if 2 * len(_HAN.findall(text)) > sum(map(str.isalpha, text)) else "en")
+    return Caption(text=text, language=language_of(text))

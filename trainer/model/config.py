@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainer.errors import ModelError
+from trainer.errors import ModelError, first_mistake
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class _Config(BaseModel):
+class Settings(BaseModel):
+    """Checked when it is made, and never changed: unknown names and other types are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class VisionConfig(_Config):
+class VisionConfig(Settings):
     """A plain ViT, in the words of open_clip's configurations.
 
     image_size: pixels of a side at which `positional_embedding` was learnt: it has (image_size / patch_size)² rows. Any
@@ -52,7 +54,7 @@ class VisionConfig(_Config):
         return side // self.patch_size
 
 
-class AdapterConfig(_Config):
+class AdapterConfig(Settings):
     """One cross-attention layer; as wide as the language model's hidden states."""
 
     queries: Positive = 256
@@ -66,7 +68,7 @@ class AdapterConfig(_Config):
         return self
 
 
-class ModelConfig(_Config):
+class ModelConfig(Settings):
     """A whole model.
 
     `image_size`: pixels of a side that it was last trained at, which `generate` uses. `image_token`: the id of
@@ -106,9 +108,7 @@ def checked(values: dict[str, Any], where: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        raise ModelError(f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ModelError(f"{where}: {first_mistake(error, 'the configuration')}") from error
 
 
 # Every number of the released configuration: hidden sizes, heads, vocabulary and eps of Qwen-7B and of its visual part.

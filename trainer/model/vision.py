@@ -20,7 +20,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from trainer.errors import ModelError
+from trainer.errors import ModelError, first_mistake
 from trainer.model.config import VisionConfig
 
 # Keys of open_clip's vision_cfg that do not touch the patches' way through the blocks: what is done with the patches
@@ -116,8 +116,7 @@ def check_openclip(model_cfg: dict[str, Any]) -> VisionConfig:
     try:
         return VisionConfig.model_validate(read | {"heads": values["width"] // values["head_width"]})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ModelError(f"vision_cfg: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ModelError(f"vision_cfg: {first_mistake(error)}") from error
     except (TypeError, ZeroDivisionError) as error:
         raise ModelError("vision_cfg: width and head_width must be positive whole numbers") from error
 

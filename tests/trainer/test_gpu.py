@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainer.models import tokenizer
-from tests.trainer.training import TASKS, command, data_set, losses, model_folder
+from tests.trainer.training import command, losses
 from trainer import parallel
 from trainer.config import config_of
 from trainer.data.loader import Loader
@@ -33,17 +33,6 @@ pytestmark = [
 ]
 BF16 = ("parallel.precision=bfloat16",)
 LANES = ("data.lanes=8",)  # one rank has at least one: up to 8 GPUs
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model") / "small")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("data")
-    return {stage: data_set(folder / f"stage{stage}", tasks, 60) for stage, tasks in TASKS.items()}
 
 
 def trained(arguments: list[str], out: Path, ranks: int = 1, gpu: bool = True) -> dict[int, float]:
