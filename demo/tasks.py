@@ -36,6 +36,8 @@ from shards.schema import (
 
 TASKS = ("caption", "vqa", "ocr_vqa", "grounded_caption", "refer", "region_caption", "ocr", "text", "chat")
 SIDE = 128  # the longest side of a picture in pixels
+# What vqa asks for, and two narrower tasks of it; one of each is always possible.
+_ASKED = {"vqa": SEEING, "colour": (*(Teller.colour,) * 4, Teller.ground), "count": (Teller.count,)}
 _SYSTEM = {"en": "You are a helpful assistant.", "zh": "你是一个乐于助人的助手。"}
 _BRIEF = {"en": "Answer in a word or two.", "zh": "请简短回答。"}
 _WHERE = {"en": ("In picture 1, ", "In picture 2, "), "zh": ("在第一张图中，", "在第二张图中，")}
@@ -72,7 +74,8 @@ class Made(NamedTuple):
 def sample_of(task: str, rng: random.Random) -> Made:
     """A fresh sample of a task, one in four Chinese; `ValueError` for a task that is not in `TASKS`.
 
-    No side of a picture is longer than `SIDE` pixels. The boxes of a phrase go by their left edge, then by their top.
+    `colour` and `count` are tasks too: vqa that asks for these alone. No side of a picture is longer than `SIDE`
+    pixels. The boxes of a phrase go by their left edge, then by their top.
     """
     language: Language = "zh" if task != "ocr" and rng.random() < 0.25 else "en"
     if task == "text":
@@ -106,8 +109,8 @@ def _one_picture(task: str, teller: Teller) -> Sample:
     scene, language, rng = teller.scene, teller.language, teller.rng
     if task == "caption":
         return Caption(language=language, text=caption(scene, language, rng))
-    if task == "vqa":
-        fact = teller.ask(SEEING)
+    if task in _ASKED:
+        fact = teller.ask(_ASKED[task])
         return Vqa(language=language, question=fact.question, answer=fact.answer)
     if task == "ocr_vqa":
         fact = teller.word()

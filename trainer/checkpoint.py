@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,50 +56,40 @@ class Checkpoints:
         self._ranks, self._background = ranks, background
         # Of its own: a thread talks on it while training talks on the ranks' other groups.
         self._group = ranks.gloo and dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE))
-        self._running: tuple[int, Any] | None = None
-        self._at: int | None = None  # the step saved or loaded last
+        self._running: Any = None
         if self._group is None:  # DCP would say in each save that it is alone
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizer, state: Json, position: Json) -> None:
         """Saves what trains. state: the same on all ranks; position: lane -> JSON, of this rank's lanes alone.
 
-        All ranks call it. Does nothing at the step that was saved or loaded last; replaces what else stands at this
-        step. Raises `CheckpointError` on all ranks if this or, in the background, the save before failed on any.
+        All ranks call it; it replaces what stands at this step. Raises `CheckpointError` on all ranks if this or, in
+        the background, the save before failed on any.
         """
         self.wait()
-        if step == self._at:
-            return
-        writer = _Writer(self, step, json.dumps(state), json.dumps(position))
-        given: Json = {"storage_writer": writer, "process_group": self._group, "no_dist": self._group is None}
+        given: Json = {"process_group": self._group, "no_dist": self._group is None}
+        writer = _Writer(self, step, state, {**position})
         with _one_line(self.where):
-            if self._background:
-                self._running = step, state_dict_saver.async_save(_tensors(model, optimizer), **given)
-            else:
-                state_dict_saver.save(_tensors(model, optimizer), **given)
-                self._at = step
+            self._running = state_dict_saver.async_save(_tensors(model, optimizer), storage_writer=writer, **given)
+        if not self._background:
+            self.wait()
 
     def wait(self) -> None:
         """Until what was begun is complete. All ranks call it, and all raise `CheckpointError` if it failed on any."""
-        if self._running is not None:
-            (step, future), self._running = self._running, None
+        running, self._running = self._running, None
+        if running is not None:
             with _one_line(self.where):
-                future.result()
-            self._at = step
+                running.result()
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending. Raises `CheckpointError` where they cannot be listed."""
         with _one_line(self.where):
             return sorted(int(name[5:]) for name in self.folders() if self.storage.exists(f"{name}/{_MARKER}"))
 
-    def newest(self) -> int | None:
-        """The highest step with a complete checkpoint. Raises as `steps` does."""
-        return max(self.steps(), default=None)
-
     def state(self, step: int) -> Json:
         """What `save` was given, with the position of all ranks' lanes. Raises `CheckpointError` if it is not whole."""
         with _one_line(self.where):
-            return dict(json.loads(self._checked(step, _STATE, self._files(step))))
+            return dict(json.loads(self._read(step, _STATE, self._files(step))))
 
     def load(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Puts a checkpoint into a model and its optimizer, however many ranks there are now; settings of groups stay.
@@ -113,8 +103,8 @@ class Checkpoints:
             with _one_line(self.where):
                 files = self._files(step)
                 for name in sorted(files)[self._ranks.rank :: self._ranks.world]:
-                    self._checked(step, name, files, keep=False)
-                metadata = pickle.loads(self._checked(step, _METADATA, files))
+                    self._check(step, name, files)
+                metadata = pickle.loads(self._read(step, _METADATA, files))
                 there: Json = {name: [*each.size] for name, each in metadata.state_dict_metadata.items()}
                 here: Json = {name: [*each.shape] for name, each in tensors.items()}
                 if odd := [name for name in there.keys() | here if there.get(name) != here.get(name)]:
@@ -132,7 +122,6 @@ class Checkpoints:
         with _one_line(self.where):
             group: Json = {"process_group": self._ranks.gloo, "no_dist": self._ranks.gloo is None}
             state_dict_loader.load(tensors, storage_reader=reader, **group)
-        self._at = step
 
     def folders(self) -> list[str]:
         return [name for name in self.storage.folders() if re.fullmatch(r"step-\d{8,}", name)]
@@ -148,19 +137,20 @@ class Checkpoints:
         except (NotFound, ValidationError) as error:
             raise CheckpointError(f"{self.where}/{_folder(step)}: no complete checkpoint: remove it") from error
 
-    def _checked(self, step: int, name: str, files: dict[str, tuple[int, str]], keep: bool = True) -> bytes:
-        """A file's bytes, if they are to be kept. Raises `CheckpointError` unless it is the one that was written."""
-        path, digest, kept = f"{_folder(step)}/{name}", hashlib.sha256(), b""
-        size, wanted = files.get(name, (-1, ""))
+    def _check(self, step: int, name: str, files: dict[str, tuple[int, str]]) -> str:
+        """The path of a file. Raises `CheckpointError` unless it is the one that was written."""
+        path, digest = f"{_folder(step)}/{name}", ""
+        size, wanted = files.get(name, (-1, "none"))
         if (there := self.storage.info(path).size) == size:
-            with self.storage.open_input(path) as opened:
-                while piece := opened.read(_PIECE):
-                    digest.update(piece)
-                    kept += piece if keep else b""
-        if digest.hexdigest() != wanted:
+            with BufferedReader(self.storage.open_input(path), _PIECE) as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != wanted:
             why = "missing" if there is None else f"{there} of {size} bytes" if there != size else "its sha256 differs"
             raise CheckpointError(f"{self.where}/{path}: damaged: {why}: remove its folder to go on from an older one")
-        return kept
+        return path
+
+    def _read(self, step: int, name: str, files: dict[str, tuple[int, str]]) -> bytes:
+        return self.storage.read(self._check(step, name, files))
 
 
 class _Writer(filesystem.FileSystemWriter):
@@ -169,7 +159,7 @@ class _Writer(filesystem.FileSystemWriter):
     What its methods raise on any rank, DCP raises on all.
     """
 
-    def __init__(self, kept: Checkpoints, step: int, state: str, position: str) -> None:
+    def __init__(self, kept: Checkpoints, step: int, state: Json, position: Json) -> None:
         super().__init__(_folder(step))
         self._kept, self._step, self._state, self._position = kept, step, state, position
 
@@ -197,15 +187,14 @@ class _Writer(filesystem.FileSystemWriter):
             files, position = self._settled(room, [_METADATA]), Json()
         for _, theirs, lanes in results:
             files |= theirs
-            position |= json.loads(lanes)
-        state = json.dumps({**json.loads(self._state), "position": position}).encode()
+            position |= lanes
+        state = json.dumps({**self._state, "position": position}).encode()
         storage.write(f"{folder}/{_STATE}", state, durable=True)
         files[_STATE] = len(state), hashlib.sha256(state).hexdigest()
         there = {entry.path: entry.size for entry in storage.list(folder)}
         if lost := [path for name, (size, _) in files.items() if there.get(path := f"{folder}/{name}") != size]:
-            raise CheckpointError(
-                f"{storage.where(min(lost))}: not here, though written: all ranks must share a folder"
-            )
+            line = f"{storage.where(min(lost))}: not here, though written: all ranks must share a folder"
+            raise CheckpointError(line)
         storage.write(f"{folder}/{_MARKER}", json.dumps(files, indent=1, sort_keys=True).encode(), durable=True)
         before = [_folder(step) for step in self._kept.steps() if step < self._step]
         self._kept.remove(before[: 1 - self._kept.keep_last or None])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trainer.errors import ConfigError, first_mistake
 from trainer.model.config import Positive, Settings
@@ -77,6 +77,7 @@ class Optim(Settings):
     """AdamW on a cosine with warm-up; defaults are Table 8's, the same in all stages.
 
     layer_decay: block i of n of the tower has lr x layer_decay^(n - i), what is before block 0 one power more.
+    eyes: learning rate of tower, adapter, ln_post and proj, as a factor of lr (the paper: 1), times their layer decay.
     nonfinite: steps in a row whose gradient may be NaN or infinite; they are skipped.
     """
 
@@ -88,6 +89,7 @@ class Optim(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     clip: Annotated[float, Field(gt=0)] = 1.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    eyes: Annotated[float, Field(gt=0)] = 1.0
     nonfinite: Positive = 5
 
 
@@ -102,6 +104,13 @@ class Parallel(Settings):
     recompute: tuple[Literal["vision", "language"], ...] = ()
     compile: bool = False
     timeout: Positive = 600
+
+    def sides(self, ranks: int) -> dict[str, int]:
+        """The mesh of so many ranks, by its dimensions' names. Raises `ConfigError` where `shard` divides them not."""
+        shard = self.shard or ranks
+        if ranks % shard:
+            raise ConfigError(f"parallel.shard {shard} does not divide {ranks} ranks: name a divisor, or null for all")
+        return {"replicate": ranks // shard, "shard": shard} if shard < ranks else {"shard": shard}
 
 
 class Checkpoint(Settings):
@@ -189,27 +198,27 @@ def load_config(
         read = _read(path)
         if read and all(key in (1, 2, 3) for key in read):
             read = read.get(stage) or {}
-        _lay(values, read, TrainConfig, str(path))
-    _lay(values, given, TrainConfig, "the command line")
+        _lay(values, read, str(path))
+    _lay(values, given, "the command line")
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: an override is written a.b=c, such as optim.lr=1e-4")
-        nested: Any = _parsed(value, text)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _lay(values, nested, TrainConfig, text)
-    return checked(values, ", ".join(map(str, (STAGES.name, *layers))))
+        _lay(values, {key: _parsed(value, text)}, text)
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return checked(nested, ", ".join(map(str, (STAGES.name, *layers))))
 
 
 def add_arguments(parser: argparse.ArgumentParser, stage: bool = True) -> None:
     """What names a run, the same for training, launching and planning. stage: whether it must be named."""
-    parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=stage, help="1 captions, 2 all tasks, 3 chats")
-    parser.add_argument("--data", nargs="+", default=[], metavar="MANIFEST", help="data sets: folders or manifest.json")
-    parser.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="settings laid over stages.yaml"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="single settings, such as optim.lr=1e-4")
+    add = parser.add_argument
+    add("--stage", type=int, choices=(1, 2, 3), required=stage, help="1 captions, 2 all tasks, 3 chats")
+    add("--data", nargs="+", default=[], metavar="MANIFEST", help="data sets: folders or manifest.json")
+    add("--config", action="append", default=[], type=Path, metavar="FILE", help="settings laid over stages.yaml")
+    add("overrides", nargs="*", metavar="a.b=c", help="single settings, such as optim.lr=1e-4")
 
 
 def config_of(options: argparse.Namespace) -> TrainConfig:
@@ -222,47 +231,41 @@ def config_of(options: argparse.Namespace) -> TrainConfig:
 
 
 def checked(values: dict[str, Any], where: str) -> TrainConfig:
-    """Raises `ConfigError` with the first key that is wrong."""
+    """Raises `ConfigError` with the first key that is wrong. Not strict: YAML takes 1e-4, without a dot, for text."""
     try:
-        return TrainConfig.model_validate(_tuples(values))
+        return TrainConfig.model_validate(values, strict=False)
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_mistake(error)}") from error
 
 
+# What may be another one when a run goes on: ranks, workers, micro-batches, logging, checkpoints.
+_FREE = (
+    *("data.workers", "data.bad", "batch.micro", "parallel.shard", "parallel.recompute", "parallel.compile"),
+    *("parallel.timeout", "checkpoint.", "log.", "eval."),
+)
+
+
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
-    """What differs between two runs in what the result depends on: `optim.lr 0.0002 there, 0.0001 here`.
-
-    Ranks, workers, micro-batches, logging and checkpoints may be others when a run goes on.
-    """
-    left, right = (_flat(each.model_dump(mode="json", exclude=_FREE)) for each in (one, other))
-    return [f"{key} {left[key]} there, {right[key]} here" for key in left if left[key] != right[key]]
+    """What differs between two runs in what the result depends on: `optim.lr 0.0002 there, 0.0001 here`."""
+    left, right = (_flat(each.model_dump()) for each in (one, other))
+    odd = [key for key in left if left[key] != right[key] and not key.startswith(_FREE)]
+    return [f"{key} {left[key]} there, {right[key]} here" for key in odd]
 
 
-_FREE: Any = {
-    "data": {"workers", "bad"},
-    "batch": {"micro"},
-    "parallel": {"shard", "recompute", "compile", "timeout"},
-    "checkpoint": True,
-    "log": True,
-    "eval": True,
-}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: dict[Any, Any]) -> dict[str, Any]:
+    """Settings by their names with dots: `optim.lr`."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        inner = _flat(value) if isinstance(value, dict) else None
+        found |= {str(key): value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
     return found
 
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: no text: {error}") from error
-    read = _parsed(text, str(path))
+        read = _parsed(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(read, dict):
         raise ConfigError(f"{path}: settings are needed, `key: value` lines")
     return read
@@ -275,35 +278,15 @@ def _parsed(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: no YAML: {' '.join(str(error).split())}") from error
 
 
-def _lay(under: dict[str, Any], over: dict[Any, Any], model: type[BaseModel], where: str, prefix: str = "") -> None:
-    """Lays settings over others, key by key. Raises `ConfigError` for a key that there is not."""
-    for key, value in over.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            near = difflib.get_close_matches(str(key), [*model.model_fields], n=1)
-            hint = f": did you mean {prefix}{near[0]}?" if near else f": there are {', '.join(model.model_fields)}"
-            raise ConfigError(f"{where}: {prefix}{key} is no setting{hint}")
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where}: {prefix}{key} is a group of settings: write {prefix}{key}.NAME=...")
-            _lay(under.setdefault(key, {}), value, inner, where, f"{prefix}{key}.")
-        else:
-            under[key] = _number(value)
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, as YAML and JSON have them, for the tuples of frozen settings."""
-    if isinstance(value, dict):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _number(value: Any) -> Any:
-    """YAML takes 1e-4, without a dot, for text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _lay(under: dict[str, Any], over: dict[Any, Any], where: str) -> None:
+    """Lays settings over others, which go by their names with dots. Raises `ConfigError` for what is none."""
+    groups = {name: field.annotation for name, field in TrainConfig.model_fields.items()}
+    known = _flat({name: getattr(group, "model_fields", name) for name, group in groups.items()})
+    for key, value in _flat(over).items():
+        if key in groups and key not in known:
+            raise ConfigError(f"{where}: {key} is a group of settings: write {key}.NAME=...")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(groups)}"
+            raise ConfigError(f"{where}: {key} is no setting: {hint}")
+        under[key] = value

@@ -49,24 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     given = add("export", "a folder in the released layout of a model folder", "models/stage2 Qwen-VL-stage2")
     for command in (taken, given):
         command.add_argument("source", type=Path, metavar="FOLDER", help="folder to read")
-
-    vision = "open_clip's: a folder, a weights file, or MODEL:TAG, which is downloaded"
-    made.add_argument("--vision", required=True, metavar="X", help=vision)
-    weights = "of a weights file: open_clip's name, such as ViT-bigG-14, or a .json file"
-    made.add_argument("--vision-config", metavar="NAME", help=weights)
-    eps = "of the tower's norms (default: open_clip's; the released layout needs 1e-6)"
-    made.add_argument("--vision-eps", type=float, metavar="E", help=eps)
-    language = "folder of a Qwen-7B, or of a Qwen2, Qwen3 or Llama of transformers"
-    made.add_argument("--language", required=True, type=Path, metavar="Y", help=language)
-    size = "pixels of a side to begin with (default: the tower's); its table of positions keeps its size"
-    made.add_argument("--image-size", type=int, metavar="PX", help=size)
-    made.add_argument("--queries", type=int, default=256, metavar="N", help="embeddings of an image (default 256)")
-    made.add_argument("--adapter-heads", type=int, metavar="N", help="default: as many as are 128 wide")
-    made.add_argument("--seed", type=int, default=0, metavar="S", help="of the fresh weights (default 0)")
+    option = made.add_argument
+    option("--vision", required=True, metavar="X", help="open_clip's folder, weights file, or MODEL:TAG to download")
+    option("--vision-config", metavar="NAME", help="of a weights file: open_clip's name of the model, or a .json file")
+    option("--vision-eps", type=float, metavar="E", help="of its norms (default: open_clip's; released: 1e-6)")
+    option("--language", required=True, type=Path, metavar="Y", help="folder of a Qwen-7B, Qwen2, Qwen3 or Llama")
+    option("--image-size", type=int, metavar="PX", help="pixels of a side to begin with (default: the tower's)")
+    option("--queries", type=int, default=256, metavar="N", help="embeddings of an image (default 256)")
+    option("--adapter-heads", type=int, metavar="N", help="default: as many as are 128 wide")
+    option("--seed", type=int, default=0, metavar="S", help="of the fresh weights (default 0)")
     for command in (taken, made, given):
         command.add_argument("out", type=Path, metavar="OUT", help="folder to write, new or empty")
-        dtype = "of the weights (default keep: each as it is stored)"
-        command.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep", help=dtype)
+        command.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep", help="default: as stored")
     return parser
 
 

@@ -1,7 +1,7 @@
 """Held-out samples: the loss per task, and what the model says to some of them.
 
-The one decision: every rank knows the lengths of all samples and decodes the images of its own. So all ranks take
-equally many forwards, as sharding needs, and agree on them without a word; the means are those of one process.
+The one decision: every rank reads all samples and keeps its own. So all ranks take equally many forwards, as sharding
+needs, and agree on them without a word; the means are those of one process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
@@ -27,10 +27,11 @@ from trainer.errors import DataError
 from trainer.metrics import Tally
 from trainer.model.config import ModelConfig
 from trainer.model.vlm import VisionLanguageModel
-from trainer.parallel import Ranks, add_up, same
+from trainer.parallel import Ranks, same
 from trainer.tokenizer import Tokenizer
 
 NEW_TOKENS = 48  # of an answer, at most
+_Row = tuple[Encoded, list[Tensor]]
 
 
 class HeldOut:
@@ -42,36 +43,32 @@ class HeldOut:
 
     def __init__(self, config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer, ranks: Ranks) -> None:
         self._config, self._model, self._tokenizer, self._ranks = config, model, tokenizer, ranks
-        data, nothing = config.data, (Encoded((tokenizer.special["eos"],), (False,), 0, "text", 0), list[Tensor]())
+        data, mine, lengths, seen, left_out = config.data, list[_Row](), list[int](), Counter[str](), 0
         self._layout = Layout(model.adapter.queries, data.length, data.labels, data.caption_prompt)
-        mine, lengths, seen, asked = [nothing][:0], list[int](), Counter[str](), list[tuple[int, Raw]]()
-        left_out = torch.zeros(1, device=ranks.device)
+        asked: list[tuple[int, tuple[Raw, Sequence[int], list[Tensor], Sequence[int]]]] = []
         for raw in chain.from_iterable(first(open_source(uri), config.eval.samples) for uri in config.eval.manifests):
             encoded = encode_sample(raw.sample, tokenizer, self._layout)
-            if not encoded.weight:
-                left_out += not ranks.rank  # all ranks know of it
+            try:
+                if not encoded.weight:
+                    raise DataError(f"{raw.key}: {encoded.why}")
+                squares = [to_square(bytes(image), config.image_size) for image in raw.images]
+            except DataError:
+                left_out += 1
                 continue
-            if len(lengths) % ranks.world == ranks.rank:
-                try:
-                    mine.append((encoded, self._squares(raw)))
-                except DataError:
-                    mine.append(nothing)
-                    left_out += 1
+            mine += [(encoded, squares)] if len(lengths) % ranks.world == ranks.rank else []
             lengths.append(len(encoded.ids))
             seen[encoded.task] += 1
-            asked += [(seen[encoded.task], raw)] if seen[encoded.task] <= config.eval.speak else []
-        if (number := int(add_up(left_out, ranks))) and not ranks.rank:
-            sys.stderr.write(f"warning: {number:,} held-out samples are left out: too long, or not to be decoded\n")
-
+            if seen[encoded.task] <= config.eval.speak:
+                asked.append((seen[encoded.task], self._prompt(raw, squares)))
+        if left_out and not ranks.rank:
+            sys.stderr.write(f"warning: {left_out:,} held-out samples are left out: too long, or not to be decoded\n")
+        # Of different tasks first.
+        self._prompts = [prompt for _, prompt in sorted(asked, key=lambda ranked: ranked[0])][: config.eval.speak]
         # As many in a batch as there is room for, were all as long as the longest of any rank.
         rows, room = -(-len(lengths) // ranks.world), config.batch.micro * data.length
-        mine += [nothing] * (rows - len(mine))
+        mine += [(Encoded((tokenizer.special["eos"],), (False,), 0, "text", 0), [])] * (rows - len(mine))
         each = room // max(lengths, default=room)
         self._batches = [self._pack(mine[at : at + each]) for at in range(0, rows, each)]
-        self._prompts: list[tuple[Raw, Sequence[int], list[Tensor], Sequence[int]]] = []
-        for _, raw in sorted(asked, key=lambda ranked: ranked[0]):  # of different tasks first
-            with suppress(DataError):  # counted above
-                self._prompts += [self._prompt(raw)] if len(self._prompts) < config.eval.speak else []
 
     def losses(self, model: VisionLanguageModel) -> dict[str, float]:
         """`eval/loss` and `eval/loss/<task>`: means over the supervised tokens of all ranks."""
@@ -105,19 +102,16 @@ class HeldOut:
             told.append({"key": raw.key, "task": raw.sample.task, **said})
         return told
 
-    def _prompt(self, raw: Raw) -> tuple[Raw, Sequence[int], list[Tensor], Sequence[int]]:
+    def _prompt(self, raw: Raw, squares: list[Tensor]) -> tuple[Raw, Sequence[int], list[Tensor], Sequence[int]]:
         """What stands before the first answer, the images in it, and the answer; of a pure text its halves."""
         encoded = encode_sample(raw.sample, self._tokenizer, replace(self._layout, labels="paper"))
         start = encoded.supervised.index(True) or max(1, len(encoded.ids) // 2)
         stop = (*encoded.supervised, False).index(False, start)
-        images, squares = encoded.ids[:start].count(self._model.image_token) // self._layout.queries, self._squares(raw)
+        images = encoded.ids[:start].count(self._model.image_token) // self._layout.queries
         shown = [squares[number] for number in (encoded.order or range(encoded.images))[:images]]
         return raw._replace(images=()), encoded.ids[:start], shown, encoded.ids[start:stop]
 
-    def _squares(self, raw: Raw) -> list[Tensor]:
-        return [to_square(bytes(image), self._config.image_size) for image in raw.images]
-
-    def _pack(self, rows: Sequence[tuple[Encoded, list[Tensor]]]) -> Batch:
+    def _pack(self, rows: Sequence[_Row]) -> Batch:
         samples, squares = [each for each, _ in rows], [*chain.from_iterable(each for _, each in rows)]
         return pack(samples, squares, self._config.image_size, self._model.image_token, self._layout.queries)
 

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,36 +87,38 @@ class Speaker:
         unless `max_new_tokens` came first. temperature 0: greedy; else sampled, the same for the same seed and batch.
         """
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
+        from trainer.data.batch import Encoded, pack
         from trainer.model.language import unpacked
 
         if not rows:
             return []
-        model, special = self.model, self.tokenizer.special
+        config, special = self.model.config, self.tokenizer.special
+        asked = [Encoded(tuple(ids), (False,) * len(ids), len(pixels), "text") for ids, pixels in rows]
+        shown = [image for _, pixels in rows for image in pixels]
+        batch = pack(asked, shown, self.image_size, config.image_token, config.adapter.queries)
+        batch = batch.to(self.model.vision.conv1.weight.device)
         ends = [special["eos"], special["im_end"]]
-        sampled: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if temperature > 0:
-            sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        with torch.inference_mode(), unpacked(model.language), torch.random.fork_rng():
+        left = partial(pad_sequence, batch_first=True, padding_side="left")
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+        with torch.inference_mode(), unpacked(self.model.language), torch.random.fork_rng():
             torch.manual_seed(seed)
-            embedded = [self._embed(ids, pixels) for ids, pixels in rows]
-            longest = max(len(row) for row in embedded)
-            embeds = embedded[0].new_zeros(len(rows), longest, embedded[0].shape[1])
-            mask = torch.zeros(len(rows), longest, dtype=torch.long, device=embeds.device)
-            for number, row in enumerate(embedded):
-                embeds[number, longest - len(row) :] = row
-                mask[number, longest - len(row) :] = 1
-            generate: Any = model.language.generate
+            embeds = self.model.embed(batch.input_ids, batch.pixels, batch.places)
+            there = [torch.ones_like(batch.input_ids[:length]) for length in batch.lengths]
+            generate: Any = self.model.language.generate
             made = generate(
-                inputs_embeds=embeds,
-                attention_mask=mask,
+                inputs_embeds=left([*torch.split(embeds, [*batch.lengths])]),
+                attention_mask=left(there),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=ends,
                 pad_token_id=special["eos"],
                 suppress_tokens=self._silent,
-                **sampled,
+                do_sample=temperature > 0,
+                **sampling,
             )
-        return [_up_to(ids, ends) for ids in made.tolist()]
+        # Up to the first end, with it: rows that ended early are filled up behind it.
+        return [ids[: next((at for at, id in enumerate(ids, 1) if id in ends), None)] for ids in made.tolist()]
 
     def _said(self, ids: list[int]) -> Said:
         from trainer.places import places_of
@@ -123,14 +126,11 @@ class Speaker:
         special = self.tokenizer.special
         ended = bool(ids) and ids[-1] in (special["eos"], special["im_end"])
         ids = ids[:-1] if ended else ids
-        inside, outside = False, []
-        for token in ids:
-            if token in (special["box"], special["quad"]):
-                inside = True
-            elif token in (special["/box"], special["/quad"]):
-                inside = False
-            elif not inside:
-                outside.append(token)
+        names, inside, outside = {id: name for name, id in special.items()}, False, []
+        for id in ids:
+            inside = names.get(id) in ("box", "quad") or (inside and names.get(id) not in ("/box", "/quad"))
+            if not inside:
+                outside.append(id)
         plain = self.tokenizer.decode(outside, special=False).strip()
         return Said(self.tokenizer.decode(ids).strip(), plain, places_of(ids, self.tokenizer), ended)
 
@@ -141,31 +141,10 @@ class Speaker:
         for path in prompt.images:
             try:
                 pixels.append(to_pixels(path.read_bytes(), self.image_size))
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from error
+            except (OSError, DataError) as error:
+                why = error if isinstance(error, DataError) else f"cannot be read: {error.strerror}"
+                raise DataError(f"{path}: {why}") from error
         return prompt_ids(prompt, self.tokenizer, self.model.config.adapter.queries), pixels
-
-    def _embed(self, ids: Sequence[int], pixels: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        device = self.model.vision.conv1.weight.device
-        if not ids:
-            raise DataError("nothing to go on from: a row needs at least one token")
-        row = torch.tensor(ids, device=device)
-        places = (row == self.model.config.image_token).nonzero().flatten()
-        queries = self.model.config.adapter.queries
-        if len(places) != queries * len(pixels):
-            raise DataError(f"{len(places)} image placeholders for {len(pixels)} images of {queries}")
-        shown = torch.stack(list(pixels)).to(device) if pixels else torch.empty(0, 3, 1, 1, device=device)
-        return self.model.embed(row, shown, places)
-
-
-def _up_to(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """Ids up to the first end, with it: rows that ended early are filled up behind it."""
-    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-    return ids[: end + 1]
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, queries: int) -> list[int]:
@@ -179,15 +158,10 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, queries: int) -> list[int]:
         row.system(False)
         row.turn("user", False)
     for number in range(len(prompt.images)):
-        if prompt.chat or len(prompt.images) > 1:
-            row.picture(number)
-        else:
-            row.image(number)
+        row.picture(number, counted=prompt.chat or len(prompt.images) > 1)
     for at, piece in enumerate(_TAG.split(prompt.text)):  # every second one is a tag's name
-        if at % 2:
-            row.tag(piece, False)
-        else:
-            row.text(piece, False)
+        write = row.tag if at % 2 else row.text
+        write(piece, False)
     if prompt.chat:
         row.end_turn(False, False)
         row.turn("assistant", False)
@@ -224,27 +198,19 @@ def parser() -> argparse.ArgumentParser:
         '--prompt "Generate the caption in English with grounding:" --draw boxes.png',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("folder", metavar="FOLDER", type=Path, help="a complete model folder")
-    made.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given repeatedly")
-    made.add_argument("--prompt", required=True, metavar="TEXT", help="<ref>, <box> and <quad> in it are tags")
-    made.add_argument("--chat", action="store_true", help="asks as a user of a chat model (of the third stage)")
-    made.add_argument(
-        "--size",
-        type=_number(int, 1, 8192),
-        metavar="PX",
-        help="pixels of a side; default: what the model was trained at",
-    )
-    tokens = _number(int, 1)
-    made.add_argument("--max-new-tokens", type=tokens, default=256, metavar="N", help="default: %(default)s")
-    heat, share = _number(float, 0), _number(float, 1e-6, 1)
-    made.add_argument("--temperature", type=heat, default=0.0, metavar="T", help="default: 0, greedy")
-    made.add_argument("--top-p", type=share, default=1.0, metavar="P", help="default: %(default)s")
-    made.add_argument(
-        "--seed", type=_number(int, 0, 2**63 - 1), default=0, metavar="N", help="of the sampling; default: %(default)s"
-    )
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored; bfloat16 on a GPU")
-    made.add_argument("--device", metavar="NAME", help="default: a GPU where there is one")
-    made.add_argument("--draw", type=Path, metavar="FILE", help="where the first picture goes with its places drawn in")
+    add, tokens, share = made.add_argument, _number(int, 1), _number(float, 1e-6, 1)
+    add("folder", metavar="FOLDER", type=Path, help="a complete model folder")
+    add("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given repeatedly")
+    add("--prompt", required=True, metavar="TEXT", help="<ref>, <box> and <quad> in it are tags")
+    add("--chat", action="store_true", help="asks as a user of a chat model (of the third stage)")
+    add("--size", type=_number(int, 1, 8192), metavar="PX", help="pixels of a side; default: as it was trained")
+    add("--max-new-tokens", type=tokens, default=256, metavar="N", help="default: %(default)s")
+    add("--temperature", type=_number(float, 0), default=0.0, metavar="T", help="default: 0, greedy")
+    add("--top-p", type=share, default=1.0, metavar="P", help="default: %(default)s")
+    add("--seed", type=_number(int, 0, 2**63 - 1), default=0, metavar="N", help="of the sampling; default: 0")
+    add("--dtype", choices=["float32", "bfloat16"], help="default: as stored; bfloat16 on a GPU")
+    add("--device", metavar="NAME", help="default: a GPU where there is one")
+    add("--draw", type=Path, metavar="FILE", help="where the first picture goes with its places drawn in")
     return made
 
 
@@ -252,48 +218,36 @@ def _number(kind: Callable[[str], float], low: float, high: float = float("inf")
     """An argparse type: a number from low to high."""
 
     def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
+        if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
-        return value
+        return kind(text)
 
     return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    return exit_status(lambda: _generate(options))
+    options = vars(parser().parse_args(arguments))
+    return exit_status(lambda: _generate(**options))
 
 
-def _generate(options: argparse.Namespace) -> None:
-    if options.draw and (not options.image or options.draw in options.image):
+def _generate(
+    folder: Path, image: list[Path], prompt: str, draw: Path | None, size: int, dtype: str, device: str, **options: Any
+) -> None:
+    from trainer import places
+    from trainer.data.images import read_rgb
+
+    if draw and (not image or draw in image):
         raise DataError("--draw needs an --image, and another file than that")
-    speaker = open_speaker(options.folder, options.size, options.dtype, options.device)
-    said = speaker.say(
-        options.image,
-        options.prompt,
-        chat=options.chat,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-    )
+    said = open_speaker(folder, size, dtype, device).say(image, prompt, **options)
     sys.stdout.write(f"{said.text}\n")
     if not said.ended:
-        sys.stderr.write(f"(cut after {options.max_new_tokens} tokens: --max-new-tokens allows more)\n")
-    if options.draw:
-        _draw(options.image, said, options.draw)
-
-
-def _draw(images: Sequence[Path], said: Said, target: Path) -> None:
-    from trainer.data.images import read_rgb
-    from trainer.places import draw
-
-    try:
-        draw(read_rgb(images[0].read_bytes()), said.places).save(target)  # upright, as the model saw it
-    except (OSError, ValueError) as error:
-        raise DataError(f"{target}: cannot be written: {error}") from error
-    sys.stderr.write(f"{len(said.places)} places drawn in {target}\n")
+        sys.stderr.write(f"(cut after {options['max_new_tokens']} tokens: --max-new-tokens allows more)\n")
+    if draw:
+        try:
+            places.draw(read_rgb(image[0].read_bytes()), said.places).save(draw)  # upright, as the model saw it
+        except (OSError, ValueError) as error:
+            raise DataError(f"{draw}: cannot be written: {error}") from error
+        sys.stderr.write(f"{len(said.places)} places drawn in {draw}\n")
 
 
 if __name__ == "__main__":

@@ -87,12 +87,12 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
     there = ray.cluster_resources()
     gpu, least = there.get("GPU", 0) > 0, count if isinstance(count, int) else count[0]
     each = {"CPU": options.cpus, **({"GPU": 1} if gpu else {})}
-    for name, amount in each.items():
-        if least * amount > (have := int(there.get(name, 0))):
-            lacking = f"{least} workers of {amount} {name} each, Ray has {have}"
-            if address == "local":
-                raise ConfigError(f"{lacking}: fewer --workers, or fewer --cpus")
-            sys.stderr.write(f"waiting for the cluster to grow: {lacking}\n")
+    have = {name: int(there.get(name, 0)) for name in each}
+    if lacks := [name for name, amount in each.items() if least * amount > have[name]]:
+        lacking = f"{least} workers of {each[lacks[0]]} {lacks[0]} each, Ray has {have[lacks[0]]}"
+        if address == "local":
+            raise ConfigError(f"{lacking}: fewer --workers, or fewer --cpus")
+        sys.stderr.write(f"waiting for the cluster to grow: {lacking}\n")
     paths = {"folder": os.getcwd(), "init_from": str(options.init_from), "out": str(options.out)}
     trainer = TorchTrainer(
         _work,
@@ -106,7 +106,6 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=PATIENCE),
     )
-    before = ""
     for left in range(max(0, options.retries), -1, -1):
         try:
             trainer.fit()
@@ -116,13 +115,13 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         except TrainingFailedError as error:
             failed = [*getattr(error, "worker_failures", {}).values(), error]
             mistake = next((each for each in failed if isinstance(each, TrainerError)), None)
-            # Where a worker is lost, others may tell of files or data; what is said twice is meant.
-            if mistake and (not left or str(mistake) == before or not isinstance(mistake, CheckpointError | DataError)):
+            # Where a worker is lost, others may tell of files or data.
+            if mistake and not (left and isinstance(mistake, CheckpointError | DataError)):
                 raise mistake from error
-            before = str(mistake or failed[0]).strip().partition("\n")[0]
+            line = str(mistake or failed[0]).strip().partition("\n")[0]
             if not left:
-                raise TrainerError(f"training failed, after {options.retries} retries: {before}") from error
-            sys.stderr.write(f"failed: {before}: started again from the last checkpoint\n")
+                raise TrainerError(f"training failed, after {options.retries} retries: {line}") from error
+            sys.stderr.write(f"failed: {line}: started again from the last checkpoint\n")
     if not (options.out / "model").exists():
         raise KeyboardInterrupt
 

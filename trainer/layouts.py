@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ModelError
-from trainer.model.config import QWEN_VL, ModelConfig, checked
+from trainer.model.config import ENDS, QWEN_VL, ModelConfig, checked
 from trainer.weights import Shape, Take
 
 Shapes = Mapping[str, Shape]
 # What may be left over: buffers that nobody needs, a head that is the embedding; of open_clip the text tower and what
 # comes after the blocks.
-NOTHING = re.compile("(?!)")
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 TIED_IGNORED = re.compile(rf"{IGNORED.pattern}|^lm_head\.weight$")
 OPENCLIP_IGNORED = re.compile(r"^(?!visual\.)|^visual\.(class_embedding$|ln_post\.|proj$)")
@@ -148,7 +147,7 @@ def qwen_language(values: Mapping[str, Any], eos: int, where: str) -> dict[str, 
         "num_key_value_heads": heads,
         "intermediate_size": values["intermediate_size"] // 2,  # it counts w1 and w2
         "rope_parameters": {"rope_type": "default", "rope_theta": float(base)},
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos),
+        **dict.fromkeys(ENDS, eos),
     }
 
 
@@ -186,25 +185,15 @@ def to_released_config(config: ModelConfig) -> dict[str, Any]:
     """The released config.json. Raises `ModelError` for a model that the published code could not run."""
     from transformers import AutoConfig
 
-    vision, adapter = config.vision, config.adapter
+    vision = config.vision
     language = AutoConfig.for_model(**deepcopy(config.language)).to_dict()  # with what is left to the defaults
     heads, rope = language["num_attention_heads"], language["rope_parameters"]
-    facts = {
-        "language.model_type": (language["model_type"], "qwen2"),
-        "language.num_key_value_heads": (language["num_key_value_heads"], heads),
-        "language.tie_word_embeddings": (language["tie_word_embeddings"], False),
-        "language.hidden_act": (language["hidden_act"], "silu"),
-        "language.rope_type": (rope["rope_type"], "default"),
-        "vision.activation": (vision.activation, "gelu"),
-        "vision.eps": (vision.eps, 1e-6),
-        "the side of the vision table": (vision.grid(), 16),
-        "adapter.eps": (adapter.eps, 1e-6),
-        "adapter.queries": (adapter.queries, 256),
-        "adapter.heads": (adapter.heads, config.width // 128),
-    }
-    for name, (has, must) in facts.items():
-        if has != must:
-            raise ModelError(f"the released layout cannot hold this model: {name} is {has!r}, there it is {must!r}")
+    plain = {"model_type": "qwen2", "num_key_value_heads": heads, "tie_word_embeddings": False, "hidden_act": "silu"}
+    tower = {"activation": "gelu", "eps": 1e-6, "image_size": 16 * vision.patch_size}
+    _only(language, plain, "the language model")
+    _only(rope, {"rope_type": "default"}, "the language model")
+    _only(vision.model_dump(), tower, "the tower")
+    _only(config.adapter.model_dump(), {"eps": 1e-6, "queries": 256, "heads": config.width // 128}, "the adapter")
     visual = vision.model_dump(include={*_SIZES, "mlp_ratio"})
     return {
         "model_type": "qwen",
@@ -230,7 +219,7 @@ def to_released_config(config: ModelConfig) -> dict[str, Any]:
 def _only(values: Mapping[str, Any], needed: Mapping[str, Any], where: str) -> None:
     for key, need in needed.items():
         if values.get(key, need) != need:
-            raise ModelError(f"{where}: {key} is {values[key]!r}: only {need!r} can be taken over")
+            raise ModelError(f"{where}: {key} is {values[key]!r}: the released layout holds only {need!r}")
 
 
 def _whole(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:

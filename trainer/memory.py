@@ -15,14 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from trainer.data.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ def share(model: ModelConfig, run: TrainConfig, gpus: int) -> Work:
     Raises `ConfigError` for shards that do not divide the GPUs.
     """
     gpus = min(gpus, run.data.lanes)
-    if gpus % (run.parallel.shard or gpus):
-        raise ConfigError(f"parallel.shard {run.parallel.shard} does not divide {gpus} GPUs: name a divisor, or null")
+    run.parallel.sides(gpus)
     each, part, together, lanes = run.dealt(gpus)
     return Work(model, run, gpus, together * part, -(-lanes // together) * (each // part))
 
@@ -85,6 +81,7 @@ def _simulate(work: Work) -> Memory:
     from torch.distributed.device_mesh import init_device_mesh
 
     from trainer import parallel
+    from trainer.data.batch import Encoded, pack
     from trainer.model import attention
 
     try:  # private: made for 2.14
@@ -100,9 +97,14 @@ def _simulate(work: Work) -> Memory:
     if run.parallel.precision == "bfloat16":
         vars(attention).update(_looped=attention._fused)
     dist.init_process_group("fake", rank=0, world_size=work.gpus, store=FakeStore())
-    shard = run.parallel.shard or work.gpus
-    sides = {"replicate": work.gpus // shard, "shard": shard} if shard < work.gpus else {"shard": shard}
+    sides = run.parallel.sides(work.gpus)
     mesh = init_device_mesh("cpu", (*sides.values(),), mesh_dim_names=(*sides,))
+    # The largest batch: all tokens but the images' placeholders have labels.
+    queries, token, side = work.model.adapter.queries, work.model.image_token, run.image_size
+    images, pixels = run.data.most_images(queries), torch.zeros(3, side, side, dtype=torch.uint8)
+    shown, said = images * queries, run.data.length - images * queries
+    sample = Encoded((token,) * shown + (0,) * said, (False,) * shown + (True,) * said, images, "text")
+    batch = pack([sample] * work.items, [pixels] * images * work.items, side, token, queries)
     with FakeTensorMode(allow_non_fake_inputs=True):
         ranks = parallel.Ranks(0, work.gpus, 0, torch.device("cpu"), mesh)
         model: Any = parallel.load_sharded(Path(), run, ranks)
@@ -110,7 +112,6 @@ def _simulate(work: Work) -> Memory:
         if work.forwards > 1:  # the sums of the forwards before are there
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        batch = _batch(work)  # the largest; all tokens but the images' placeholders have labels
         tracker: Any = FSDPMemTracker(model)
         tracker.track_inputs(tuple(each for each in vars(batch).values() if isinstance(each, torch.Tensor)))
         with tracker:
@@ -124,19 +125,4 @@ def _simulate(work: Work) -> Memory:
         found["Activation"] + found["Inputs"],
         found["Unsharded Param"] + found["All Gather"],
         found["Unsharded Grad"] + found["Reduce Scatter"] + found["Temp"],
-    )
-
-
-def _batch(work: Work) -> Batch:
-    import torch
-
-    from trainer.data.batch import Batch
-
-    data, queries = work.run.data, work.model.adapter.queries
-    tokens, images = work.items * data.length, work.items * data.most_images(queries)
-    side, shown = work.run.image_size, images * queries
-    ids, places, taught = (torch.zeros(size, dtype=torch.long) for size in (tokens, shown, tokens - shown))
-    pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8)
-    return Batch(
-        ids, ids.clone(), ids.clone(), (tokens // work.items,) * work.items, pixels, places, taught, taught.clone()
     )

@@ -6,30 +6,28 @@ cannot be known, such as the share of an unknown peak, is absent: a 0 would be b
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from shards.progress import LINE_EVERY
+from shards.progress import Progress
 from trainer import config as settings
 from trainer.data.batch import TASKS, Batch
 from trainer.devices import look_up
 from trainer.model.config import ModelConfig
-from trainer.parallel import Ranks, add_up
-from trainer.plan import cost, count, image_flops
+from trainer.parallel import Ranks, add_up, together
+from trainer.plan import cost, count
 
 
 class Log:
@@ -40,20 +38,20 @@ class Log:
     """
 
     def __init__(self, out: Path, config: settings.Log, total: int, rank: int, step: int = 0) -> None:
-        self._out, self._mute, self._failed, self._told = out, rank > 0, False, time.monotonic()
-        line = "{desc} {n_fmt}/{total_fmt}{postfix}, {remaining} left"
-        shown: Any = {} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": line}
-        self._bar = tqdm(total=total, initial=step, desc="step", dynamic_ncols=True, disable=self._mute, **shown)
-        self._board: Any = None
+        self._out, self._total, self._mute, self._failed = out, total, rank > 0, False
+        self._progress, self._board = Progress("step"), None
+        if self._mute:
+            return
+        self._progress.told(step, total)
         with self._forgiving():
-            for path in () if self._mute else (out / "metrics.jsonl", out / "samples.jsonl"):
+            for path in (out / "metrics.jsonl", out / "samples.jsonl"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a+b") as file:
                     file.seek(0)
                     whole = ((re.fullmatch(rb'\{"step": (\d+),.*\}\n', line), line) for line in file)
                     kept = takewhile(lambda each: step and each[0] and int(each[0][1]) <= step, whole)
                     file.truncate(sum(len(line) for _, line in kept))
-            if config.tensorboard and not self._mute:
+            if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
@@ -64,11 +62,7 @@ class Log:
         self._write("metrics.jsonl", step, [finite], [("add_scalar", *each) for each in values.items()])
         if "loss" in values and not self._mute:
             said = f"loss {values['loss']:.4f}, {values.get('tokens/s', 0):,.0f} tokens/s"
-            self._bar.set_postfix_str(said, refresh=False)
-            self._bar.update(step - self._bar.n)
-            if not sys.stderr.isatty() and time.monotonic() - self._told >= LINE_EVERY:
-                self._told = time.monotonic()
-                sys.stderr.write(f"{self._bar}\n")
+            self._progress.told(step, self._total, said)
 
     def text(self, step: int, records: list[dict[str, str]]) -> None:
         """Generated samples, each with a `key`. On the board as code: Markdown would take their tags for HTML."""
@@ -76,7 +70,7 @@ class Log:
         self._write("samples.jsonl", step, records, shown)
 
     def close(self) -> None:
-        self._bar.close()
+        self._progress.close()
 
     def _write(self, name: str, step: int, records: list[Any], board: list[tuple[str, str, Any]]) -> None:
         if self._mute:
@@ -124,55 +118,56 @@ class Tally:
 
 
 class Meter:
-    """Speed since it was last told."""
+    """What is told of a run, since it was last told."""
 
     def __init__(self, config: settings.TrainConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._config, self._model, self._ranks, self._cuda = config, model, ranks, ranks.device.type == "cuda"
         known = look_up(torch.cuda.get_device_name(ranks.device) if self._cuda else ranks.device.type)
         self._peak = known[1] if known and config.parallel.precision == "bfloat16" else None
         self._parts = count(model) if self._peak else {}
-        self.begin()
+        self._tally = Tally(ranks.device)
+        self._begin()
 
-    def begin(self) -> None:
-        """Forgets what was: after an evaluation, whose time is none of training."""
-        self._rows, self._waited, self._begun = 0, 0.0, time.perf_counter()
+    def _begin(self) -> None:
+        self._counts, self._rows, self._begun = Counter[str](), 0, time.perf_counter()
+        self._spent = {"data": 0.0, "evaluation": 0.0}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, counts: Counter[str], losses: Tensor) -> None:
+        """A forward. counts: the loader's; losses: as the model gives them."""
         self._rows += len(batch.input_ids)
+        self._counts.update(counts)
+        self._tally.add(losses.detach(), batch.tasks)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around a wait for data."""
+    def spending(self, what: Literal["data", "evaluation"]) -> Iterator[None]:
+        """Around a wait for data, or an evaluation, whose time is none of training."""
         begun = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - begun
+        self._spent[what] += time.perf_counter() - begun
 
-    def values(self, counts: Mapping[str, int]) -> dict[str, float]:
-        """What is told, and begins anew; every rank calls it. counts: the loader's, of all ranks since the last time.
+    def values(self) -> dict[str, float]:
+        """What is told, of all ranks, and begins anew; every rank calls it.
 
-        `tokens/s`, `images/s`, `samples/s`, `data/` and each count; shares `data_wait` of the time, `padding` of the
-        tokens, `mfu` of the peak, `hfu` with what is made again; the most rank 0 held, `host_bytes`, `device_bytes`.
+        `loss` and `loss/<task>`; `tokens/s`, `images/s`, `samples/s`, `data/` and each count; shares `data_wait` of the
+        time, `padding` of the tokens, `mfu` of the peak; `device_bytes`, the most that rank 0 held.
         """
-        mine = (self._rows, self._waited, time.perf_counter() - self._begun)
+        mine = (self._rows, self._spent["data"], time.perf_counter() - self._begun - self._spent["evaluation"])
         summed = torch.tensor(mine, dtype=torch.float64, device=self._ranks.device)
         rows, waited, spent = add_up(summed, self._ranks).tolist()
-        self.begin()
-        told = {f"{name}/s": counts[name] / spent * self._ranks.world for name in ("tokens", "images", "samples")}
+        counts = together(self._counts, self._ranks)
+        self._begin()
+        told = self._tally.values(self._ranks)
+        told |= {f"{name}/s": counts[name] / spent * self._ranks.world for name in ("tokens", "images", "samples")}
         told |= {"data_wait": waited / spent, "padding": (rows - counts["tokens"]) / max(1, rows)}
-        told["host_bytes"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         told |= {"device_bytes": float(torch.cuda.max_memory_allocated(self._ranks.device))} if self._cuda else {}
-        if self._peak:
-            told["mfu"], told["hfu"] = (flops / spent / self._peak for flops in self._flops(counts))
+        told |= {"mfu": self._flops(counts) / spent / self._peak} if self._peak else {}
         return told | {f"data/{name}": float(number) for name, number in counts.items()}
 
-    def _flops(self, counts: Mapping[str, int]) -> tuple[float, float]:
-        """What the samples need, as if equally long, and what is made again too. Logits: of supervised tokens."""
-        run, model, tokens = self._config, self._model, counts["tokens"]
-        mean = run.data.model_copy(update={"length": max(1, tokens // max(1, counts["samples"]))})
-        made = cost(model, run.model_copy(update={"data": mean}), self._parts)
-        head = 2 * int(model.language["vocab_size"]) * model.width
-        parts = {"head": counts["supervised"] * head, "language": tokens * (made.token_flops_forward - head)}
-        parts["vision"] = counts["images"] * image_flops(model, run.image_size)["vision"]
-        passes = made.token_flops // made.token_flops_forward
-        needed = counts["images"] * made.image_flops + passes * (parts["language"] + parts["head"])
-        return needed, needed + sum(parts[name] for name in ("head", *run.parallel.recompute))
+    def _flops(self, counts: Counter[str]) -> float:
+        """What the samples need, as if equally long; but logits of supervised tokens alone, as they are made."""
+        tokens, data = counts["tokens"], self._config.data
+        mean = data.model_copy(update={"length": max(1, tokens // max(1, counts["samples"]))})
+        made = cost(self._model, self._config.model_copy(update={"data": mean}), self._parts)
+        head = 2 * int(self._model.language["vocab_size"]) * self._model.width
+        spared = (tokens - counts["supervised"]) * head * (made.token_flops // made.token_flops_forward)
+        return counts["images"] * made.image_flops + tokens * made.token_flops - spared

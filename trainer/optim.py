@@ -11,8 +11,7 @@ import re
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from trainer.config import Optim
@@ -21,16 +20,15 @@ from trainer.model.vlm import VisionLanguageModel
 _BLOCK = re.compile(r"vision\.transformer\.resblocks\.(\d+)\.")
 # Tables that are added or asked with, not multiplied by; everything of one dimension (biases, norms) is excluded too.
 NO_DECAY = ("vision.positional_embedding", "adapter.query")
-# Parts of the model whose gradients are told apart in the log.
-PARTS = ("vision", "adapter", "projection", "language")
 
 
 def parameter_groups(model: VisionLanguageModel, optim: Optim) -> list[dict[str, Any]]:
     """What trains, each parameter once: groups of `name`, `scale` of the learning rate, `weight_decay` and `params`.
 
     Layer decay d (open_clip's and BEiT's): block i of n of the tower has scale d^(n - i), what is before block 0
-    d^(n + 1); adapter, ln_post, proj and the language model have 1. No weight decay: biases, norms (one dimension), the
-    table of positions, the adapter's queries. The embeddings do decay, as in Qwen's own code (transformers' rule).
+    d^(n + 1); adapter, ln_post and proj have 1. These and the tower are the eyes: `optim.eyes` times that; the language
+    model has 1. No weight decay: biases, norms (one dimension), the table of positions, the adapter's queries. The
+    embeddings do decay, as in Qwen's own code (transformers' rule).
     """
     layers = model.config.vision.layers
     groups: dict[str, dict[str, Any]] = {}
@@ -39,7 +37,7 @@ def parameter_groups(model: VisionLanguageModel, optim: Optim) -> list[dict[str,
             continue
         block = _BLOCK.match(name)
         power = layers - int(block[1]) if block else layers + 1 if name.startswith("vision.") else 0
-        scale = optim.layer_decay**power
+        scale = optim.layer_decay**power * (1.0 if name.startswith("language.") else optim.eyes)
         decays = parameter.ndim > 1 and name not in NO_DECAY
         key = f"lr x {scale:.6g}{'' if decays else ', no decay'}"
         empty = {"name": key, "scale": scale, "weight_decay": optim.weight_decay * decays, "params": []}
@@ -80,9 +78,8 @@ def update(model: VisionLanguageModel, optimizer: torch.optim.AdamW, tokens: Ten
     `clip` on the way, and are spoilt after it. Where the norm is NaN or infinite, or there was no token, nothing
     changes: no weight, no moment, no count of steps.
     """
-    squares = _squares(model)
-    count = tokens.to(squares).clamp(min=1)
-    norm = squares.sum().sqrt() / count
+    count = tokens.clamp(min=1)
+    norm = _norm(model) / count
     given: Any = optimizer
     given.grad_scale = count * (norm / clip).clamp(min=1)
     given.found_inf = (~norm.isfinite() | (tokens < 1)).to(norm)
@@ -94,24 +91,11 @@ def update(model: VisionLanguageModel, optimizer: torch.optim.AdamW, tokens: Ten
 
 def module_norms(model: VisionLanguageModel, tokens: Tensor) -> dict[str, Tensor]:
     """The norm of the gradient of each part that trains, as `update` divides it; to be called before `update`."""
-    norms = _squares(model).sqrt() / tokens.clamp(min=1)
     trains = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {part: norm for part, norm in zip(PARTS, norms.unbind(), strict=True) if part in trains}
+    return {name: _norm(part) / tokens.clamp(min=1) for name, part in model.named_children() if name in trains}
 
 
-@torch.no_grad()
-def _squares(model: VisionLanguageModel) -> Tensor:
-    """fp32 [len(PARTS)]: squared norms of the gradients, over all ranks that share a copy: one small all-reduce."""
-    gradients: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-    mesh = None
-    for name, parameter in model.named_parameters():
-        if (gradient := parameter.grad) is not None:
-            if isinstance(gradient, DTensor):
-                mesh, gradient = gradient.device_mesh, gradient.to_local()
-            gradients[name.split(".")[0]].append(gradient)
-    nothing = torch.zeros((), device=next(model.parameters()).device)
-    found = [torch._foreach_norm(each) if each else [nothing] for each in gradients.values()]
-    squares = torch.stack([torch.stack([*norms]).square().sum() for norms in found])
-    if mesh is not None:
-        dist.all_reduce(squares, group=mesh.get_group("shard"))
-    return squares
+def _norm(module: nn.Module) -> Tensor:
+    """Of the gradient, fp32 []; over all ranks that share a copy: one small all-reduce."""
+    norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

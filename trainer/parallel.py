@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.config import Parallel, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.model.folder import fitting_tensors, load_config, named_tensors
-from trainer.model.vlm import VisionLanguageModel, build_model, materialize, set_trainable
+from trainer.model.vlm import VisionLanguageModel, build_model, refill, set_trainable
 
 # Seconds until a rank gives up that waits for others to read the model and to compile it; also for checkpoints.
 PATIENCE = 3600
@@ -59,9 +59,7 @@ def start(parallel: Parallel) -> Ranks:
     there, cuda = dist.is_initialized(), torch.cuda.is_available()
     world = dist.get_world_size() if there else int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
-    shard = parallel.shard or world
-    if world % shard:
-        raise ConfigError(f"parallel.shard {shard} does not divide {world} ranks: name a divisor, or null for all")
+    sides = parallel.sides(world)
     if cuda and not there:  # who made the group has chosen the device too
         if local >= (count := torch.cuda.device_count()):
             raise ConfigError(f"local rank {local} has no GPU: there are {count}: torchrun --nproc-per-node {count}")
@@ -77,8 +75,7 @@ def start(parallel: Parallel) -> Ranks:
             dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE), **alone)
         except (ValueError, dist.DistError) as error:
             raise ConfigError(f"{world} ranks do not meet: {str(error).splitlines()[0]}: start torchrun") from error
-    sides, names = ((world // shard, shard), ("replicate", "shard")) if shard < world else ((world,), ("shard",))
-    mesh = init_device_mesh(device.type, sides, mesh_dim_names=names)
+    mesh = init_device_mesh(device.type, (*sides.values(),), mesh_dim_names=(*sides,))
     gloo = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE))
     return Ranks(dist.get_rank(), world, local, device, mesh, cast(dist.ProcessGroup, gloo))
 
@@ -156,7 +153,8 @@ def load_sharded(folder: Path, config: TrainConfig, ranks: Ranks) -> VisionLangu
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     if ranks.mesh is not None:
         _shard(model, [*towers[0], *towers[1]], ranks.mesh, half)
-    materialize(model, ranks.device)
+    model.to_empty(device=ranks.device)
+    refill(model, ranks.device)
     held = named_tensors(model)
     for name, tensor in fitting_tensors(folder, model):
         mine, part = held[name], tensor

@@ -35,25 +35,23 @@ class Place:
 
 def places_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[Place]:
     """The boxes and quads in token ids. What is no box is left out: models invent such things."""
-    special = tokenizer.special
-    opening = {special["ref"]: "ref", special["box"]: "box", special["quad"]: "quad"}
-    closing = {special[f"/{name}"]: name for name in opening.values()}
+    tags = {
+        tokenizer.special[f"{slash}{name}"]: (slash, name) for name in ("ref", "box", "quad") for slash in ("", "/")
+    }
     found: list[Place] = []
     phrase: str | None = None
-    begun: tuple[str, int] | None = None
+    begun, start = "", 0
     for at, token in enumerate(ids):
-        if token in opening:
-            begun = (opening[token], at + 1)
-        elif token in closing and begun and closing[token] == begun[0]:
-            text = tokenizer.decode(list(ids[begun[1] : at]))
-            if begun[0] == "ref":
+        slash, name = tags.get(token, ("", ""))
+        if name and not slash:
+            begun, start = name, at + 1
+        elif begun and name == begun:
+            text, begun = tokenizer.decode(ids[start:at]), ""
+            if name == "ref":
                 phrase = text.strip()
-            else:
-                points = _points(text, 2 if begun[0] == "box" else 4)
-                if points:
-                    found.append(Place(phrase, points))
-            begun = None
-        elif begun is None:
+            elif points := _points(text, 2 if name == "box" else 4):
+                found.append(Place(phrase, points))
+        elif not begun:
             phrase = None  # a place belongs to the phrase right before it
     return found
 

@@ -8,15 +8,14 @@ does; what trains costs 3 x. Of the data nothing can be known before: it is meas
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from trainer.config import TrainConfig, add_arguments, config_of
+from trainer.config import BatchSize, TrainConfig, add_arguments, config_of
 from trainer.devices import DEVICES, device
 from trainer.errors import ConfigError, exit_status
 from trainer.memory import Memory, Work, share, simulate
@@ -25,7 +24,7 @@ from trainer.model.config import QWEN_VL, ModelConfig, tiny
 TRAINED_BYTES, FROZEN_BYTES = 16, 2  # fp32 weight, gradient, two moments of AdamW; frozen weights are bf16
 PAPER = {1: 1_400_000_000, 2: 76_800_000, 3: 350_000}  # samples of an epoch: Table 2, Table 3, section 3.3
 # Without data: tokens of a caption with its prompt, images of a pack by the stage. With data: samples that are read.
-CAPTION, IMAGES, MEASURED = 42, {1: 1.0, 2: 5.0, 3: 3.0}, 4096
+CAPTION, IMAGES, MEASURED = 42, {1: 1.0, 2: 5.0, 3: 3.0}, 2048
 # GPUs of a node; bytes/s of one: inside it (NVLink 4, one way), and out of it (400 Gb/s), as in a DGX H100.
 NODE, INSIDE, OUTSIDE = 8, 450e9, 50e9
 TABLE, GIB = (8, 64, 512), 2**30
@@ -35,16 +34,11 @@ ABOUT = (
 )
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """One stage. `state_bytes`: weights, gradients and moments, all GPUs together. FLOPs of one image, and of one token
-    on average over a segment of `length`, image placeholders among them.
+    on average over a segment of `data.length`, image placeholders among them.
     """
 
-    stage: int
-    image_size: int
-    length: int
-    trains: dict[str, bool]
     trained: int
     frozen: int
     state_bytes: int
@@ -54,8 +48,7 @@ class Cost:
     token_flops: int
 
 
-@dataclass(frozen=True)
-class Mean:
+class Mean(NamedTuple):
     """Of a sample, or a pack. samples: in it, None where nobody knows; said: where all this is from."""
 
     images: float
@@ -100,67 +93,57 @@ def token_flops(config: ModelConfig, length: int, parameters: int) -> int:
     return int(2 * multiplied + read.num_hidden_layers * 2 * (length + 1) * wide)
 
 
+def trained(run: TrainConfig) -> set[str]:
+    """The modules that train; ln_post and proj, the `projection`, with one of them."""
+    return {*run.trains, *(["projection"] if run.projection_with in run.trains else [])}
+
+
 def cost(config: ModelConfig, run: TrainConfig, parts: dict[str, int]) -> Cost:
     """A stage by its settings. parts: what `count` gave. Raises `ModelError` for images that patches do not divide."""
-    trains: dict[str, bool] = {name: name in run.trains for name in ("vision", "adapter", "language")}
-    trains["projection"] = trains[run.projection_with]
-    size, length = run.image_size, run.data.length
-    images, token = image_flops(config, size), token_flops(config, length, parts["language"])
+    images, trains = image_flops(config, run.image_size), trained(run)
+    token = token_flops(config, run.data.length, parts["language"])
     passes, frozen = dict[str, int](), 1
     for name in ("vision", "adapter", "projection", "language"):  # gradients go down to the lowest that trains
-        passes[name] = 3 if trains[name] else frozen
-        frozen = 2 if trains[name] else frozen
-    trained = sum(parts[name] for name, yes in trains.items() if yes)
-    rest = sum(parts.values()) - trained
-    state = TRAINED_BYTES * trained + FROZEN_BYTES * rest
+        passes[name] = 3 if name in trains else frozen
+        frozen = 2 if name in trains else frozen
+    held = sum(parts[name] for name in trains)
+    rest = sum(parts.values()) - held
     training = sum(passes[name] * flops for name, flops in images.items())
     flops = (sum(images.values()), training, token, passes["language"] * token)
-    return Cost(run.stage, size, length, trains, trained, rest, state, *flops)
+    return Cost(held, rest, TRAINED_BYTES * held + FROZEN_BYTES * rest, *flops)
 
 
-def _mean(config: ModelConfig, run: TrainConfig, options: argparse.Namespace) -> Mean:
-    """Measured; without data full packs with the images of `IMAGES`, or an image with a caption; or as given."""
+def _mean(config: ModelConfig, run: TrainConfig, model: str) -> Mean:
+    """Measured; without data full packs with the images of `IMAGES`, or an image with a caption."""
     one, length = config.adapter.queries + 2, run.data.length
-    if run.data.manifests and options.model in ("qwen-vl", "tiny"):
-        raise ConfigError(f"--data: {options.model} has no tokenizer to measure it with: name a model folder")
     if run.data.manifests:
-        found = measured(config, run, Path(options.model))
-    elif run.data.pack:
-        found = Mean(min(IMAGES[run.stage], run.data.images or length // one), length, None, "assumed")
-    else:
-        found = Mean(1.0, min(one + CAPTION, length), 1.0, "assumed")
-    given = {"images": options.images_per_pack, "tokens": options.tokens}
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(found, **given, said=", ".join((found.said, *(f"{name} given" for name in given))))
+        return measured(config, run, Path(model))
+    if run.data.pack:
+        return Mean(min(IMAGES[run.stage], run.data.images or length // one), length, None, "assumed")
+    return Mean(1.0, min(one + CAPTION, length), 1.0, "assumed")
 
 
 def measured(config: ModelConfig, run: TrainConfig, folder: Path) -> Mean:
-    """Of the first samples of each data set, mixed and packed as in a lane. Raises `TrainerError`."""
-    from trainer.data import order, packing, reader, source, tasks
+    """Of the first samples of a run with one lane, mixed and packed as it reads them. Raises `TrainerError`."""
+    from trainer.data.loader import Loader
     from trainer.model.folder import own_tokenizer
 
-    tokenizer, data, length = own_tokenizer(folder, config), run.data, run.data.length
-    images = data.most_images(config.adapter.queries)
-    layout = tasks.Layout(config.adapter.queries, length, data.labels, data.caption_prompt)
-    sources = [source.open_source(uri) for uri in data.manifests]
-    weights = data.weights or [each.nsamples for each in sources]
-    shares, taken = [weight / sum(weights) for weight in weights], [0] * len(sources)
-    streams, packs = [reader.first(each, MEASURED) for each in sources], list[list[packing.Item]]()
-    # A pack of one token is a sample alone: nothing fits in beside it.
-    packer = packing.Packer(length if data.pack else 1, images, data.bins, data.pack == "task", [])
-    while sum(taken) < MEASURED and (raw := next(streams[turn := order.choose(shares, taken)], None)):
-        taken[turn] += 1
-        one = tasks.encode_sample(raw.sample, tokenizer, layout)
-        if one.weight and one.images <= images and (closed := packer.add(packing.Item(one))):
-            packs.append(closed)
-    packs = packs if data.pack and packs else packs + packer.open
-    every = [item.encoded for pack in packs for item in pack]
-    if not every:
-        raise ConfigError(f"none of {sum(taken):,} samples can be trained on with data.length={length}")
-    rows, tokens = len(packs), sum(len(one.ids) for one in every)
-    said = f"measured on {sum(taken):,} samples of {tokens / len(every):,.1f} tokens"
-    said += f"; {len(every) / rows:.2f} in a pack, {tokens / rows / length:.1%} full" if data.pack else ""
-    return Mean(sum(one.images for one in every) / rows, tokens / rows, len(every) / rows, said)
+    data = run.data.model_copy(update={"lanes": 1, "workers": 0})
+    alone: dict[str, Any] = {"data": data, "batch": BatchSize(size=1), "steps": MEASURED, "epochs": None}
+    alone["image_size"] = config.vision.patch_size  # what images look like does not count
+    loader = Loader(run.model_copy(update=alone), config, own_tokenizer(folder, config), 0, 1)
+    counts, most = Counter[str](), min(MEASURED, sum(source.nsamples for source in loader.sources))
+    for micro in loader:
+        counts.update(micro.counts)
+        if counts["drawn"] >= most:
+            break
+    tokens, samples, length = counts["tokens"], counts["samples"], run.data.length
+    if not samples:
+        raise ConfigError(f"none of {counts['drawn']:,} samples can be trained on with data.length={length}")
+    rows = counts["packs"] or samples
+    said = f"measured on {counts['drawn']:,} samples of {tokens / samples:,.1f} tokens"
+    said += f"; {samples / rows:.2f} in a pack, {tokens / rows / length:.1%} full" if run.data.pack else ""
+    return Mean(counts["images"] / rows, tokens / rows, samples / rows, said)
 
 
 def planned(
@@ -215,9 +198,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--gpus", type=int, metavar="N", help="how many train")
     made.add_argument("--device", default="h100", metavar="NAME", help=f"{', '.join(DEVICES)}; default: %(default)s")
     made.add_argument("--mfu", type=float, default=0.4, metavar="X", help="share of its FLOP/s; default: %(default)s")
-    made.add_argument("--images-per-pack", type=float, metavar="X", help="or per sample, instead of those assumed")
-    made.add_argument("--tokens", type=float, metavar="X", help="of a sample or pack, on average")
-    made.add_argument("--json", action="store_true", help="prints JSON")
     made.add_argument("--table", action="store_true", help="all stages on 8, 64 and 512 GPUs, as a page of the docs")
     return made
 
@@ -233,35 +213,41 @@ def _plan(options: argparse.Namespace) -> None:
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu {options.mfu:g}: a share above 0, of at most 1")
     device(options.device)
+    if options.data and options.model in ("qwen-vl", "tiny"):
+        raise ConfigError(f"--data: {options.model} has no tokenizer to measure it with: name a model folder")
     config = _config(options.model)
     stages = [options.stage] if options.stage else [1, 2, 3]
     runs = [config_of(argparse.Namespace(**{**vars(options), "stage": stage})) for stage in stages]
     parts = count(config)
     costs = [cost(config, run, parts) for run in runs]
-    plans, notes = dict[str, dict[str, float]](), list[str]()
-    if options.gpus or options.table:
-        means = [_mean(config, run, options) for run in runs]
-        pairs = [(n, gpus) for n in range(len(runs)) for gpus in ([options.gpus] if options.gpus else TABLE)]
-        works = [share(config, runs[n], gpus) for n, gpus in pairs]
-        for (n, gpus), work, memory in zip(pairs, works, simulate(works), strict=True):
-            name = f"stage {runs[n].stage}, {gpus} GPUs"
-            plans[name], warnings = planned(work, gpus, costs[n], means[n], memory, options.device, options.mfu)
-            notes += [f"- warning, {name}: {each}" for each in warnings]
-        notes = [*(f"- data of stage {run.stage}: {mean.said}" for run, mean in zip(runs, means, strict=True)), *notes]
     total = sum(parts.values())
+    sizes = [options.gpus] if options.gpus else [*TABLE] if options.table else []
     lines = [f"{config.name}: {total:,} entries, {2 * total / 1e9:,.2f} GB in bf16", ""]
-    lines += [f"  {part:<12}{number:>16,}" for part, number in parts.items()] if not plans else []
     lines = [f"# `{config.name}` on 8, 64 and 512 GPUs", "", *ABOUT] if options.table else lines
-    lines += [f"Time: {options.mfu:.0%} of the FLOP/s of {options.device}." if plans else "", ""]
-    lines += [*_table(plans or {f"stage {each.stage}": vars(each) for each in costs}), *([""] if notes else []), *notes]
-    if options.json:
-        lines = [json.dumps({"parameters": parts, "stages": costs, "plans": plans, "notes": notes}, default=asdict)]
+    columns, notes = dict[str, dict[str, Any]](), list[str]()
+    if sizes:
+        means = [_mean(config, run, options.model) for run in runs]
+        lines += [f"Time: {options.mfu:.0%} of the FLOP/s of {options.device}.", ""]
+        notes += ["", *(f"- data of stage {run.stage}: {mean.said}" for run, mean in zip(runs, means, strict=True))]
+        each = [(*stage, gpus) for stage in zip(runs, costs, means, strict=True) for gpus in sizes]
+        works = [share(config, run, gpus) for run, _, _, gpus in each]
+        for (run, made, mean, gpus), work, memory in zip(each, works, simulate(works), strict=True):
+            name = f"stage {run.stage}, {gpus} GPUs"
+            columns[name], warnings = planned(work, gpus, made, mean, memory, options.device, options.mfu)
+            notes += [f"- warning, {name}: {warning}" for warning in warnings]
+    else:
+        lines += [*(f"  {part:<12}{number:>16,}" for part, number in parts.items()), "", ""]
+        for run, made in zip(runs, costs, strict=True):
+            trains = ", ".join(part for part in parts if part in trained(run))
+            shapes = {"trains": trains, "image_size": run.image_size, "length": run.data.length}
+            columns[f"stage {run.stage}"] = shapes | made._asdict()
+    lines += [*_table(columns), *notes]
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def _cell(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(part for part in value if value[part])
+    if isinstance(value, str):
+        return value
     if isinstance(value, int):
         return f"{value / 1e9:,.3f} G" if "flops" in name or "bytes" in name else f"{value:,}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
@@ -275,12 +261,12 @@ def _config(name: str) -> ModelConfig:
     return QWEN_VL if name == "qwen-vl" else load_config(Path(name))
 
 
-def _table(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _table(columns: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown that reads well without."""
     labels = list(next(iter(columns.values())))
     cells = [
         ["", *labels],
-        *([head, *(_cell(each, column.get(each, {})) for each in labels)] for head, column in columns.items()),
+        *([head, *(_cell(each, column.get(each, "")) for each in labels)] for head, column in columns.items()),
     ]
     wide = [max(map(len, column)) for column in cells]
     lines = [" | ".join(map(str.ljust, row, wide)) for row in zip(*cells, strict=True)]

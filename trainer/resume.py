@@ -7,15 +7,13 @@ the model folder, the tokenizer and the data, is written beside the weights and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.checkpoint import Checkpoints, folder_hash
 from trainer.config import TrainConfig, checked, differences
 from trainer.errors import CheckpointError
 from trainer.parallel import Ranks, same
-
-if TYPE_CHECKING:
-    from trainer.tokenizer import Tokenizer
+from trainer.tokenizer import Tokenizer
 
 
 def origin_of(config: TrainConfig, init_from: Path, tokenizer: Tokenizer, ranks: Ranks) -> dict[str, Any]:
@@ -36,29 +34,25 @@ def where_to_begin(
     """
     resume = config.checkpoint.resume
     steps: list[int] = same(ranks, kept.steps)
-    if resume == "none":
-        if steps:
-            raise CheckpointError(f"{kept.where}: there are checkpoints: name another --out, or checkpoint.resume=auto")
-        return 0, {}
-    if resume != "auto" and resume not in steps:
+    if resume == "none" and steps:
+        raise CheckpointError(f"{kept.where}: there are checkpoints: name another --out, or checkpoint.resume=auto")
+    if resume not in ("auto", "none", *steps):
         there = ", ".join(map(str, steps)) or "none"
         raise CheckpointError(f"{kept.where}: there is no checkpoint of step {resume}: there are {there}")
     if not steps:
         return 0, {}
-    step = max(steps) if resume == "auto" else resume
+    step = steps[-1] if resume == "auto" else int(resume)
     before: dict[str, Any] = same(ranks, lambda: kept.state(step))
-    differing = differences(checked(before["config"], kept.where), config)
-    if differing:
-        raise CheckpointError(
-            f"{kept.where}: made by a run with other settings: {'; '.join(differing)}: "
-            "name another --out, or the settings of then"
-        )
-    must_be_the_same("model", before["model"], origin["model"], kept)
-    must_be_the_same("tokenizer", before["tokenizer"], origin["tokenizer"], kept)
+    if differing := "; ".join(differences(checked(before["config"], kept.where), config)):
+        what_to_do = "name another --out, or the settings of then"
+        raise CheckpointError(f"{kept.where}: made by a run with other settings: {differing}: {what_to_do}")
+    for what in ("model", "tokenizer"):
+        must_be_the_same(what, before, origin, kept)
     return step, before
 
 
-def must_be_the_same(what: str, there: object, here: object, kept: Checkpoints) -> None:
+def must_be_the_same(what: str, before: dict[str, Any], origin: dict[str, Any], kept: Checkpoints) -> None:
     """Raises `CheckpointError` for a checkpoint of another run."""
+    there, here = before.get(what, origin[what]), origin[what]
     if there != here:
         raise CheckpointError(f"{kept.where}: made with another {what}: {there} there, {here} here: name another --out")

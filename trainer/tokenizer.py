@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,21 +42,30 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _PROBE = "A b  c 12345,67 don't É 汉字 🙂\u200d\u3000\t\r\n <img> "
 
 
-class Tokenizer(ABC):
+class Tokenizer:
     """A vocabulary and its special ids.
 
     `special`: ids by short name: eos im_start im_end ref /ref box /box quad /quad img /img imgpad. `size`: the rows
     that an embedding needs, the highest id + 1. `new`: ids that `load_tokenizer` added, which no model has learnt.
+    `save`: writes the files that `load_tokenizer` reads into a model folder's `language/`.
     """
 
-    new: frozenset[int] = frozenset()
-
-    def __init__(self, pieces: dict[int, bytes], added: dict[str, int], eos: str, normalizer: Any) -> None:
+    def __init__(
+        self,
+        pieces: dict[int, bytes],
+        added: dict[str, int],
+        eos: str,
+        normalizer: Any,
+        ordinary: Callable[[str], list[int]],
+        save: Callable[[Path], object],
+        new: Iterable[int] = (),
+    ) -> None:
+        """ordinary: the ids of normalised text without surrogates. All of it can be pickled, for a loader's workers."""
         self._pieces = pieces | {id: token.encode() for token, id in added.items()}
         self._added = frozenset(added.values())
-        self._normalizer = normalizer
+        self._normalizer, self._ordinary = normalizer, ordinary
         self.special = {"eos": added[eos]} | {name: added[token] for name, token in STRUCTURE.items()}
-        self.size = max(self._pieces) + 1
+        self.size, self.save, self.new = max(self._pieces) + 1, save, frozenset(new)
 
     def encode(self, text: str) -> list[int]:
         """The ids of text from data: never a special one, never an error; a lone surrogate is U+FFFD.
@@ -88,84 +95,53 @@ class Tokenizer(ABC):
         said = [pieces, sorted(self._added), sorted(self.special.items()), self.encode(_PROBE)]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Writes the files that `load_tokenizer` reads into a model folder's `language/`."""
 
-    @abstractmethod
-    def _ordinary(self, text: str) -> list[int]:
-        """The ids of normalised text without surrogates."""
+def _from_transformers(outer: Any, where: str, add_structure: bool) -> Tokenizer:
+    """Of a fast byte-level BPE. `where` names it in errors: `TokenizerError` with one line."""
+    import tokenizers
+
+    backend: Any = getattr(outer, "backend_tokenizer", None)  # None: not a fast one
+    model, letters = getattr(backend, "model", None), _byte_letters()
+    if not isinstance(model, tokenizers.models.BPE) or not letters.keys() <= backend.get_vocab().keys():
+        raise TokenizerError(f"{where}: {NO_BPE}")
+    had = outer.get_added_vocab()
+    if add_structure:
+        outer.add_tokens([token for token in STRUCTURE.values() if token not in had], True)
+    new = [id for token, id in outer.get_added_vocab().items() if token not in had]
+    vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
+    missing = [token for token in STRUCTURE.values() if token not in added]
+    if missing:
+        raise TokenizerError(f"{where}: has no {' '.join(missing)}: `python -m trainer.convert assemble` adds them")
+    if outer.eos_token not in added:
+        raise TokenizerError(f"{where}: names no token for the end of a text: set eos_token")
+    # A token with other letters cannot be reached by text.
+    known = {token: id for token, id in vocabulary.items() if letters.keys() >= set(token)}
+    # In any text a special id could only come from merges that give it for its own letters alone, too.
+    for token in added.keys() & known.keys():
+        if any(piece.id in added.values() for piece in model.tokenize(token)):
+            raise TokenizerError(f"{where}: its merges can make {token!r} of plain text: a special id must not")
+    pieces = {id: token.encode() for token, id in vocabulary.items()}
+    pieces |= {id: bytes(letters[letter] for letter in token) for token, id in known.items()}
+    plain = tokenizers.Tokenizer(model)  # without the added tokens
+    plain.pre_tokenizer = backend.pre_tokenizer
+    ordinary = partial(_plain_ids, plain)
+    made = Tokenizer(pieces, added, outer.eos_token, backend.normalizer, ordinary, outer.save_pretrained, new)
+    if model.dropout or any(made.decode(made.encode(text)) != text for text in (_PROBE, f" {_PROBE}")):
+        raise TokenizerError(f"{where}: does not give text back as it was: {NO_BPE}")
+    return made
 
 
-class _Tiktoken(Tokenizer):
-    """Qwen's vocabulary with Qwen-VL's ids."""
-
-    def __init__(self, ranks: dict[bytes, int]) -> None:
-        import tiktoken
-        from tokenizers import normalizers
-
-        added = {token: QWEN_RANKS + place for place, token in enumerate(QWEN_SPECIAL)}
-        self._ranks = ranks
-        self._encoding = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=added)
-        # Not unicodedata: combining marks in a row cost it quadratic time.
-        super().__init__({id: piece for piece, id in ranks.items()}, added, EOS, normalizers.NFC())
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        ranked = sorted((rank, base64.b64encode(piece)) for piece, rank in self._ranks.items())
-        (folder / QWEN_FILE).write_bytes(b"".join(b"%b %d\n" % (piece, rank) for rank, piece in ranked))
-
-    def _ordinary(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
-
-
-class _HuggingFace(Tokenizer):
-    """A fast byte-level BPE of transformers. `where` names it in errors: `TokenizerError` with one line."""
-
-    def __init__(self, outer: Any, where: str, add_structure: bool) -> None:
-        import tokenizers
-
-        backend: Any = getattr(outer, "backend_tokenizer", None)  # None: not a fast one
-        model, letters = getattr(backend, "model", None), _byte_letters()
-        if not isinstance(model, tokenizers.models.BPE) or not letters.keys() <= backend.get_vocab().keys():
-            raise TokenizerError(f"{where}: {NO_BPE}")
-        had = outer.get_added_vocab()
-        if add_structure:
-            outer.add_tokens([token for token in STRUCTURE.values() if token not in had], True)
-            self.new = frozenset(id for token, id in outer.get_added_vocab().items() if token not in had)
-        vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-        added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
-        missing = [token for token in STRUCTURE.values() if token not in added]
-        if missing:
-            raise TokenizerError(f"{where}: has no {' '.join(missing)}: `python -m trainer.convert assemble` adds them")
-        if outer.eos_token not in added:
-            raise TokenizerError(f"{where}: names no token for the end of a text: set eos_token")
-        # A token with other letters cannot be reached by text.
-        known = {token: id for token, id in vocabulary.items() if letters.keys() >= set(token)}
-        # In any text a special id could only come from merges that give it for its own letters alone, too.
-        for token in added.keys() & known.keys():
-            if any(piece.id in added.values() for piece in model.tokenize(token)):
-                raise TokenizerError(f"{where}: its merges can make {token!r} of plain text: a special id must not")
-        pieces = {id: token.encode() for token, id in vocabulary.items()}
-        pieces |= {id: bytes(letters[letter] for letter in token) for token, id in known.items()}
-        self._outer, self._plain = outer, tokenizers.Tokenizer(model)  # without the added tokens
-        self._plain.pre_tokenizer = backend.pre_tokenizer
-        super().__init__(pieces, added, outer.eos_token, backend.normalizer)
-        if model.dropout or any(self.decode(self.encode(text)) != text for text in (_PROBE, f" {_PROBE}")):
-            raise TokenizerError(f"{where}: does not give text back as it was: {NO_BPE}")
-
-    def save(self, folder: Path) -> None:
-        self._outer.save_pretrained(folder)
-
-    def _ordinary(self, text: str) -> list[int]:
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+def _plain_ids(plain: Any, text: str) -> list[int]:
+    return list(plain.encode(text, add_special_tokens=False).ids)
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level BPE writes for each byte (GPT-2's table): itself where it can be printed."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    """The letter that byte-level BPE writes for each byte."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters: dict[int, str] = cast(Any, bytes_to_unicode)()
+    return {letter: byte for byte, letter in letters.items()}
 
 
 def load_tokenizer(folder: Path, add_structure: bool = False) -> Tokenizer:
@@ -185,24 +161,19 @@ def load_tokenizer(folder: Path, add_structure: bool = False) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(f"{folder}: transformers cannot open its tokenizer: {reason}") from error
-    return _HuggingFace(outer, str(folder), add_structure)
-
-
-def vocabulary_file(path: Path | None = None) -> Path:
-    """The given file, or the `qwen.tiktoken` that the PyPI package dashscope carries. Raises `TokenizerError`."""
-    spec = importlib.util.find_spec("dashscope")  # found, not imported: it is an API client
-    carried = Path(spec.origin or "").parent / "resources" / QWEN_FILE if spec else None
-    if path is None and not (carried and carried.is_file()):
-        raise TokenizerError(f"no {QWEN_FILE}: give its path, or `pip install dashscope`, which carries it")
-    return cast(Path, path or carried)
+    return _from_transformers(outer, str(folder), add_structure)
 
 
 def from_tiktoken(path: Path) -> Tokenizer:
     """Qwen's vocabulary of a file of lines `base64 rank`. Raises `TokenizerError` where it is not that, whole."""
+    import tiktoken
+    from tokenizers import normalizers
+
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
+        other = "the released layout knows no other vocabulary; the PyPI package dashscope carries it"
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror}: {other}") from error
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         try:
@@ -216,7 +187,17 @@ def from_tiktoken(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path}: {len(ranks):,} tokens, Qwen's vocabulary has {QWEN_RANKS:,}{lacks}")
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise TokenizerError(f"{path}: not Qwen's vocabulary: it has no token for some single byte")
-    return _Tiktoken(ranks)
+    added = {token: QWEN_RANKS + place for place, token in enumerate(QWEN_SPECIAL)}
+    encoding = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=added)
+    pieces, write = {id: piece for piece, id in ranks.items()}, partial(_write_ranks, ranks)
+    # Not unicodedata: combining marks in a row cost it quadratic time.
+    return Tokenizer(pieces, added, EOS, normalizers.NFC(), encoding.encode_ordinary, write)
+
+
+def _write_ranks(ranks: dict[bytes, int], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    ranked = sorted((rank, base64.b64encode(piece)) for piece, rank in ranks.items())
+    (folder / QWEN_FILE).write_bytes(b"".join(b"%b %d\n" % (piece, rank) for rank, piece in ranked))
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
@@ -239,4 +220,4 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=letters, show_progress=False)
     core.train_from_iterator((_SURROGATES.sub("\ufffd", text) for text in texts), trainer)
     outer = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=core, eos_token=EOS, pad_token=EOS)
-    return _HuggingFace(outer, "the trained vocabulary", add_structure=True)
+    return _from_transformers(outer, "the trained vocabulary", add_structure=True)

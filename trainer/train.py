@@ -11,35 +11,31 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shutil
 import signal
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig, add_arguments, config_of
 from trainer.errors import TrainerError, exit_status
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trainer.model.vlm import VisionLanguageModel
     from trainer.parallel import Ranks
     from trainer.tokenizer import Tokenizer
 
 # Steps between collections of Python's garbage: it would come at any moment, on each rank at another one, and all wait.
 _COLLECT = 1000
+Asked = Callable[[], bool]
 
 
 def train(
-    config: TrainConfig,
-    init_from: Path,
-    out: Path,
-    profile: bool = False,
-    warned: Callable[[], bool] | None = None,
+    config: TrainConfig, init_from: Path, out: Path, profile: bool = False, warned: Asked = lambda: False
 ) -> Path | None:
     """Trains a stage and gives its model folder; None where it was asked to stop, with a checkpoint to go on from.
 
@@ -52,7 +48,7 @@ def train(
     ranks = parallel.start(config.parallel)
     try:
         with _asked_to_stop() as stop:
-            return _train(config, init_from, out, profile, ranks, stop, warned or (lambda: False))
+            return _train(config, init_from, out, profile, ranks, stop, warned)
     finally:
         gc.enable()
         gc.unfreeze()
@@ -60,13 +56,7 @@ def train(
 
 
 def _train(
-    config: TrainConfig,
-    init_from: Path,
-    out: Path,
-    profile: bool,
-    ranks: Ranks,
-    stop: threading.Event,
-    warned: Callable[[], bool],
+    config: TrainConfig, init_from: Path, out: Path, profile: bool, ranks: Ranks, stop: Event, warned: Asked
 ) -> Path | None:
     import torch
 
@@ -74,24 +64,22 @@ def _train(
     from trainer.checkpoint import Checkpoints
     from trainer.data.loader import Loader
     from trainer.evaluate import HeldOut
-    from trainer.metrics import Log, Meter, Tally
+    from trainer.metrics import Log, Meter
     from trainer.model.folder import load_config, own_tokenizer
     from trainer.optim import build_optimizer, lr_at, module_norms, set_lr, update
-    from trainer.parallel import add_up, hurry, load_sharded, together
+    from trainer.parallel import add_up, hurry, load_sharded
     from trainer.resume import must_be_the_same, origin_of, where_to_begin
 
     # Where it begins: the model, or a checkpoint that goes with it.
     architecture = load_config(init_from).model_copy(update={"image_size": config.image_size})
     tokenizer = own_tokenizer(init_from, architecture)
-    settings = config.checkpoint
-    kept = Checkpoints(
-        Storage.open(settings.folder or str(out / "checkpoints")), ranks, settings.keep_last, settings.background
-    )
+    storage = Storage.open(config.checkpoint.folder or str(out / "checkpoints"))
+    kept = Checkpoints(storage, ranks, config.checkpoint.keep_last, config.checkpoint.background)
     origin = origin_of(config, init_from, tokenizer, ranks)
     step, before = where_to_begin(config, kept, origin, ranks)
     loader = Loader(config, architecture, tokenizer, ranks.rank, ranks.world, step, before.get("position"))
     origin["data"] = loader.fingerprints
-    must_be_the_same("data", before.get("data", origin["data"]), origin["data"], kept)
+    must_be_the_same("data", before, origin, kept)
     if step == loader.total and (out / "model").exists():
         return out / "model"
 
@@ -102,9 +90,8 @@ def _train(
         kept.load(step, model, optimizer)
     held_out = HeldOut(config, architecture, tokenizer, ranks) if config.eval.manifests else None
     log = Log(out, config.log, loader.total, ranks.rank, step)
-    tally, meter = Tally(ranks.device), Meter(config, architecture, ranks)
+    meter = Meter(config, architecture, ranks)
     position: dict[str, Any] = {}  # of this rank's lanes; whole after a step
-    counts: Counter[str] = Counter()
     taught, saved_for_going = 0, False
     # On the device, and looked at only when a line is logged: steps skipped in all, now in a row, in a row at most.
     skipped = torch.zeros(3, device=ranks.device)
@@ -116,13 +103,11 @@ def _train(
             batch = micro.batch.to(ranks.device)
             losses = model(batch)
             losses.sum().backward()
-            tally.add(losses.detach(), batch.tasks)
+            meter.add(batch, micro.counts, losses)
             taught += len(batch.taught)
-            counts.update(micro.counts)
             position.update(micro.position)
             done, ended = micro.step + 1, micro.last
-            meter.add(micro.batch)
-            with meter.waiting():  # the device is at work on the backward
+            with meter.spending("data"):  # the device is at work on the backward
                 micro = next(micros, None)
             if not ended:
                 continue
@@ -131,7 +116,8 @@ def _train(
             tokens = add_up(torch.tensor(float(taught), device=ranks.device), ranks)
             lr = lr_at(done - 1, config.optim, loader.total)
             set_lr(optimizer, lr)
-            told = done % config.log.every == 0 or done == loader.total
+            over = done == loader.total
+            told = over or done % config.log.every == 0
             norms = module_norms(model, tokens) if told else {}
             norm = update(model, optimizer, tokens, config.optim.clip)
             optimizer.zero_grad()
@@ -150,30 +136,28 @@ def _train(
                 trace.step()
 
             if told:
-                values = tally.values(ranks) | meter.values(together(counts, ranks))
-                values |= {"lr": lr, "grad_norm": norm.item(), "skipped": skipped[0].item()}
+                values = {"lr": lr, "grad_norm": norm.item(), "skipped": skipped[0].item()}
                 values |= {f"grad_norm/{name}": each.item() for name, each in norms.items()}
-                log.step(done, values)
-                counts = Counter()
+                log.step(done, meter.values() | values)
                 if skipped[2] >= config.optim.nonfinite:
-                    raise TrainerError(
-                        f"{int(skipped[2])} steps in a row up to step {done} had a gradient that is no finite number "
-                        f"and changed nothing: look at the data, lower optim.lr (now {config.optim.lr}), and go on "
-                        f"from step {kept.newest() or 0}"
-                    )
-            if held_out and (done % config.eval.every == 0 or done == loader.total):
-                log.step(done, held_out.losses(model))
-                log.text(done, held_out.speak(model))
-                meter.begin()
+                    said = f"{int(skipped[2])} steps in a row up to step {done} had a gradient that is no finite number"
+                    mend = f"look at the data, lower optim.lr (now {config.optim.lr}), and go on from step"
+                    raise TrainerError(f"{said} and changed nothing: {mend} {max(kept.steps(), default=0)}")
+            if held_out and (over or done % config.eval.every == 0):
+                with meter.spending("evaluation"):
+                    log.step(done, held_out.losses(model))
+                    log.text(done, held_out.speak(model))
             look = done % config.log.preempt == 0
-            leave = look and _any(stop.is_set(), ranks)
+            # Asked on any rank, all of them leave together.
+            leave = look and add_up(torch.tensor(float(stop.is_set()), device=ranks.device), ranks).item() > 0
             going = look and not saved_for_going and warned()
             saved_for_going |= going
-            if done % settings.every == 0 or done == loader.total or leave or going:
+            if over or leave or going or done % config.checkpoint.every == 0:
                 kept.save(done, model, optimizer, origin, position)
-            if leave and done < loader.total:
+            if leave and not over:
                 kept.wait()
-                _say(ranks, f"asked to stop: step {done:,} of {loader.total:,} is kept; the same command goes on")
+                said = f"asked to stop: step {done:,} of {loader.total:,} is kept; the same command goes on\n"
+                sys.stderr.write("" if ranks.rank else said)
                 return None
     kept.wait()
     return _write(model, init_from, architecture, tokenizer, out / "model", ranks)
@@ -182,68 +166,47 @@ def _train(
 def _write(
     model: VisionLanguageModel, init_from: Path, architecture: Any, tokenizer: Tokenizer, folder: Path, ranks: Ranks
 ) -> Path:
-    """Writes the complete model folder; what was frozen comes from where it was read, and is bit-equal to it."""
-    import shutil
+    """Writes the complete model folder; what was frozen comes from where it was read, and is bit-equal to it.
 
+    Rank 0 has all that trains in the CPU's memory before it writes: no other rank waits for its disk.
+    """
     from trainer.model.folder import read_tensors, write_model, writing
     from trainer.parallel import full_tensors, same
 
-    trained = full_tensors(model)
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor) for name, tensor in read_tensors(init_from) if name not in names)
-        for each in trained:  # noqa: UP028  # `yield from` would close it together with this one
-            yield each
+    trained = {name: tensor for name, tensor in full_tensors(model) if not ranks.rank}
 
     def write() -> Path:
         partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            write_model(partial, architecture, tensors(), tokenizer)
-        finally:
-            for _ in trained:  # where the disk is full the other ranks still give their parts
-                pass
+        for old in (partial, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        tensors = ((name, trained.get(name, tensor)) for name, tensor in read_tensors(init_from))
+        write_model(partial, architecture, tensors, tokenizer)
         with writing(folder):
             return partial.rename(folder)
 
-    if ranks.rank:
-        for _ in trained:
-            pass
     return same(ranks, write)
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
+def _asked_to_stop() -> Iterator[Event]:
     """Set by SIGTERM or the first Ctrl-C; the second one ends at once. Where signals cannot be had, never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    event, reachable = Event(), threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if reachable}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def asked(number: int, frame: object) -> None:
         event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        as_before()
 
     for number in before:
         signal.signal(number, asked)
     try:
         yield event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _any(flag: bool, ranks: Ranks) -> bool:
-    """Whether it is so on any rank: all of them leave together."""
-    import torch
-
-    from trainer.parallel import add_up
-
-    return bool(add_up(torch.tensor(float(flag), device=ranks.device), ranks) > 0)
+        as_before()
 
 
 def _profiler(wanted: bool, out: Path) -> Any:
@@ -252,17 +215,8 @@ def _profiler(wanted: bool, out: Path) -> Any:
         return nullcontext()
     from torch.profiler import profile, schedule, tensorboard_trace_handler
 
-    return profile(
-        schedule=schedule(wait=1, warmup=1, active=3, repeat=1),
-        on_trace_ready=tensorboard_trace_handler(str(out / "trace")),
-        profile_memory=True,
-        record_shapes=True,
-    )
-
-
-def _say(ranks: Ranks, line: str) -> None:
-    if not ranks.rank:
-        sys.stderr.write(f"{line}\n")
+    steps, ready = schedule(wait=1, warmup=1, active=3, repeat=1), tensorboard_trace_handler(str(out / "trace"))
+    return profile(schedule=steps, on_trace_ready=ready, profile_memory=True, record_shapes=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,8 +225,7 @@ def parser() -> argparse.ArgumentParser:
         description="Trains one of the three stages on shards, from one complete model folder to the next. Killed or "
         "asked to stop, the same command goes on from the last checkpoint, on any number of ranks.",
         epilog="examples:\n"
-        "  python -m trainer.train --stage 1 --data runs/demo --init-from data/demo/model --out runs/stage1 "
-        "--config demo/training.yaml\n"
+        "  python -m trainer.train --stage 1 --data runs/demo --init-from data/demo/model --out runs/stage1\n"
         "  torchrun --nproc-per-node 8 -m trainer.train --stage 2 --data s3://b/stage2 --init-from runs/stage1/model "
         "--out runs/stage2 optim.lr=3e-5",
         formatter_class=argparse.RawDescriptionHelpFormatter,

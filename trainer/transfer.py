@@ -6,9 +6,7 @@ one from file to file. So a model larger than the memory is converted, and what 
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,48 +14,37 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from shards.progress import Progress
 from trainer import layouts
 from trainer.data.images import MEAN, STD
 from trainer.errors import ModelError
 from trainer.model.adapter import Adapter, Projection
 from trainer.model.config import ModelConfig, VisionConfig, checked
-from trainer.model.folder import (
-    LANGUAGE,
-    SHARD_BYTES,
-    Shards,
-    load_config,
-    must_be_new,
-    named_tensors,
-    read_json,
-    write_json,
-    write_model,
-    writing,
-)
+from trainer.model.folder import LANGUAGE, load_config, must_be_new, named_tensors, stored, write_model, writing
 from trainer.model.vision import check_openclip
 from trainer.model.vlm import build_model
 from trainer.tokenizer import QWEN_FILE, Tokenizer, from_tiktoken, load_tokenizer
-from trainer.weights import Checkpoint, Shape, find_files
+from trainer.weights import Checkpoint, Shape, Shards, find_files, read_json, write_json
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # anything else keeps each tensor's own
 # Keys of a language model's config.json that tell of its file, not of the model.
 _ASIDE = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map")
 
 
-def import_released(source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES) -> None:
+def import_released(source: Path, out: Path, dtype: str = "keep") -> None:
     """A folder in the released layout of Qwen-VL becomes a model folder. Raises `TrainerError`."""
     must_be_new(out)
     values, where = read_json(source / "config.json"), str(source / "config.json")
     if values.get("model_type") != "qwen":
         raise ModelError(f"{where}: model_type is {values.get('model_type')!r}: a released Qwen-VL has 'qwen'")
-    tokenizer = _qwen_tokenizer(source)
+    tokenizer = from_tiktoken(source / QWEN_FILE)
     checkpoint = Checkpoint(source, ("", find_files(source, "model", "pytorch_model")))
     config = layouts.from_released_config(values, checkpoint.shapes, tokenizer.special, where)
     wanted = _wanted(config)
     takes = layouts.from_released(wanted, config.vision.heads)
     checkpoint.check(takes, layouts.IGNORED)
-    write_model(out, config, _shown(_cast(checkpoint.stream(takes), dtype), wanted, "import"), tokenizer, shard_bytes)
+    write_model(out, config, _cast(checkpoint.stream(takes), dtype, "import", len(takes)), tokenizer)
 
 
 def assemble(
@@ -101,34 +88,31 @@ def assemble(
     spoken = layouts.grown((layouts.from_released if qwen else layouts.from_transformers)(speech), rows, tokenizer.new)
     seen.check(eyes, layouts.OPENCLIP_IGNORED)
     read.check(spoken, layouts.IGNORED if "language.lm_head.weight" in wanted else layouts.TIED_IGNORED)
+    fresh = torch.nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = Adapter(config.adapter, config.vision.width, width)
-        projection = Projection(width, config.adapter.eps)
-    new = torch.nn.ModuleDict({"adapter": adapter, "projection": projection}).state_dict()
-    tensors = _cast(chain(seen.stream(eyes), new.items(), read.stream(spoken)), dtype)
-    write_model(out, config, _shown(tensors, wanted, "assemble"), tokenizer)
+        fresh["adapter"] = Adapter(config.adapter, config.vision.width, width)
+        fresh["projection"] = Projection(width, config.adapter.eps)
+    tensors = chain(seen.stream(eyes), fresh.state_dict().items(), read.stream(spoken))
+    write_model(out, config, _cast(tensors, dtype, "assemble", len(wanted)), tokenizer)
 
 
-def export(source: Path, out: Path, dtype: str = "keep", shard_bytes: int = SHARD_BYTES) -> None:
+def export(source: Path, out: Path, dtype: str = "keep") -> None:
     """A model folder becomes one in the released layout of Qwen-VL. Raises `TrainerError`."""
     must_be_new(out)
     config = load_config(source)
     values = layouts.to_released_config(config)
-    tokenizer = _qwen_tokenizer(source / LANGUAGE)
-    wanted = _wanted(config)
-    parts = ("", find_files(source, "vision")), (f"{LANGUAGE}.", find_files(source / LANGUAGE, "model"))
-    checkpoint = Checkpoint(source, *parts)
-    takes = layouts.to_released(wanted, config.vision.heads)
-    checkpoint.check(takes, layouts.NOTHING)
+    tokenizer = from_tiktoken(source / LANGUAGE / QWEN_FILE)
+    checkpoint, takes = stored(source), layouts.to_released(_wanted(config), config.vision.heads)
+    checkpoint.check(takes)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        shards = Shards(out, "model", shard_bytes)
-        for name, tensor in _shown(_cast(checkpoint.stream(takes), dtype), wanted, "export"):
+        shards = Shards(out, "model")
+        for name, tensor in _cast(checkpoint.stream(takes), dtype, "export", len(takes)):
             shards.add(name, tensor)
-        shards.close()
+        values["torch_dtype"] = shards.close()
         tokenizer.save(out)
-        write_json(out / "config.json", values | {"torch_dtype": shards.dtype})
+        write_json(out / "config.json", values)
 
 
 def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
@@ -143,14 +127,14 @@ def _vision(vision: str, named: str | None) -> tuple[VisionConfig, Checkpoint]:
         if named is None:
             raise ModelError(f"{vision}: --vision-config is needed: open_clip's name of the model, or its JSON file")
         values = read_json(Path(named)) if named.endswith(".json") else open_clip.get_model_config(named)
-        model, files = named, {path: set()}
+        model, files = named, [path]
     elif tag in open_clip.list_pretrained_tags_by_model(model):
         pretrained = open_clip.get_pretrained_cfg(model, tag)
         _same_pixels(pretrained, vision)
         values = open_clip.get_model_config(model)
         values |= {"quick_gelu": bool(pretrained.get("quick_gelu") or values.get("quick_gelu"))}
         try:
-            files = {Path(open_clip.download_pretrained(pretrained)): set()}
+            files = [Path(open_clip.download_pretrained(pretrained))]
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{vision}: cannot be downloaded: {error}") from error
     else:
@@ -174,17 +158,11 @@ def _language(folder: Path) -> tuple[dict[str, Any], Tokenizer, Checkpoint, bool
     if "visual" in values or "vision_config" in values:
         raise ModelError(f"{where}: this model has a tower of its own; a released Qwen-VL goes in by `import`")
     qwen = values.get("model_type") == "qwen"
-    tokenizer = _qwen_tokenizer(folder) if qwen else load_tokenizer(folder, add_structure=True)
+    tokenizer = from_tiktoken(folder / QWEN_FILE) if qwen else load_tokenizer(folder, add_structure=True)
     if qwen:
         values = layouts.qwen_language(values, tokenizer.special["eos"], where)
     values = {key: value for key, value in values.items() if key not in _ASIDE}
     return values, tokenizer, Checkpoint(folder, ("", find_files(folder, "model", "pytorch_model"))), qwen
-
-
-def _qwen_tokenizer(folder: Path) -> Tokenizer:
-    if not (folder / QWEN_FILE).is_file():
-        raise ModelError(f"{folder}: there is no {QWEN_FILE}, the one vocabulary that the released layout knows")
-    return from_tiktoken(folder / QWEN_FILE)
 
 
 def _wanted(config: ModelConfig) -> dict[str, Shape]:
@@ -192,22 +170,9 @@ def _wanted(config: ModelConfig) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(build_model(config, "meta")).items()}
 
 
-def _cast(tensors: Iterable[tuple[str, Tensor]], dtype: str) -> Iterator[tuple[str, Tensor]]:
-    """The adapter's table of positions stays as it is stored: it is no weight."""
-    for name, tensor in tensors:
-        yield name, tensor if name.endswith(".pos_embed") else tensor.to(_DTYPES.get(dtype, tensor.dtype))
-
-
-def _shown(
-    tensors: Iterable[tuple[str, Tensor]], wanted: Mapping[str, Shape], what: str
-) -> Iterator[tuple[str, Tensor]]:
-    """Progress on standard error, in entries: a bar on a terminal, a line per tenth elsewhere."""
-    total, done, told = sum(map(math.prod, wanted.values())), 0, 0
-    with tqdm(total=total, desc=what, unit=" entries", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        for name, tensor in tensors:
-            yield name, tensor
-            done += tensor.numel()
-            bar.update(tensor.numel())
-            if bar.disable and done * 10 // total > told:
-                told = done * 10 // total
-                sys.stderr.write(f"{what}: {told * 10} % of {total:,} entries\n")
+def _cast(tensors: Iterable[tuple[str, Tensor]], dtype: str, what: str, count: int) -> Iterator[tuple[str, Tensor]]:
+    """As they are asked for; the adapter's table of positions stays as it is stored: no weight. Shows progress."""
+    with Progress(what) as progress:
+        for done, (name, tensor) in enumerate(tensors, 1):
+            yield name, tensor if name.endswith(".pos_embed") else tensor.to(_DTYPES.get(dtype, tensor.dtype))
+            progress.told(done, count)

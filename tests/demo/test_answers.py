@@ -10,10 +10,10 @@ import torch
 
 from demo.answers import AIMS, answer, judged, overlap, show, unseen
 from demo.tasks import texts
+from tests.trainer.models import save_model
 from trainer.data.tasks import Layout, encode_sample
 from trainer.generate import Speaker
 from trainer.model.config import tiny
-from trainer.model.folder import save_model
 from trainer.model.vlm import build_model
 from trainer.tokenizer import train_bpe
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import random
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from trainer.data.batch import Batch, Encoded, pack
 from trainer.model.config import ModelConfig, tiny
+from trainer.model.folder import named_tensors, write_model
 from trainer.model.vlm import VisionLanguageModel, build_model
 from trainer.tokenizer import Tokenizer, train_bpe
 
@@ -19,6 +23,14 @@ TEXTS = [
     "How many hearts are there? Answer: Three. You are a helpful assistant. user assistant system Picture 1:",
     "蓝色背景上有一个红色的五角星和两个圆形",
 ]
+
+
+def vocabulary_file() -> Path:
+    """The `qwen.tiktoken` that the PyPI package dashscope carries; the test is skipped without."""
+    spec = importlib.util.find_spec("dashscope")  # found, not imported: it is an API client
+    if spec is None:
+        pytest.skip("dashscope, which carries qwen.tiktoken, is not installed")
+    return Path(spec.origin or "").parent / "resources" / "qwen.tiktoken"
 
 
 @functools.cache
@@ -50,6 +62,11 @@ def model(seed: int = 0, queries: int = 16, **language: object) -> VisionLanguag
             for parameter in made.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
     return made.eval()
+
+
+def save_model(model: VisionLanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """A complete model folder."""
+    write_model(folder, model.config, named_tensors(model).items(), tokenizer)
 
 
 def sample(rng: random.Random, images: int, text: int, queries: int = 16) -> Encoded:

@@ -48,7 +48,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     ("override", "line"),
     [
         ("optim.lrr=1", "optim.lrr=1: optim.lrr is no setting: did you mean optim.lr?"),
-        ("optm.lr=1", "optm.lr=1: optm is no setting: did you mean optim?"),
+        ("optm.lr=1", "optm.lr=1: optm.lr is no setting: did you mean optim.lr?"),
         ("quite_else=1", "quite_else=1: quite_else is no setting: there are stage, trains, image_size"),
         ("optim=3", "optim=3: optim is a group of settings: write optim.NAME=..."),
         ("optim.lr", "'optim.lr': an override is written a.b=c, such as optim.lr=1e-4"),

@@ -16,6 +16,7 @@ from shards.manifest import DatasetManifest, write_manifest
 from shards.schema import PureText, dump_sample
 from shards.storage import Storage
 from tests.trainer import models
+from tests.trainer.models import save_model
 from trainer import evaluate, parallel
 from trainer.config import TrainConfig, load_config
 from trainer.data.images import normalised, to_square
@@ -24,7 +25,6 @@ from trainer.data.source import open_source
 from trainer.data.tasks import Layout, encode_sample
 from trainer.evaluate import HeldOut
 from trainer.generate import Speaker
-from trainer.model.folder import save_model
 from trainer.parallel import Ranks
 
 TASKS = ("caption", "vqa", "caption", "refer", "text", "ocr", "chat")

@@ -88,7 +88,7 @@ def test_gpus_beyond_lanes_are_not_counted() -> None:
 
 
 def test_what_cannot_be_simulated_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"^parallel.shard 3 does not divide 64 GPUs: name a divisor"):
+    with pytest.raises(ConfigError, match=r"^parallel.shard 3 does not divide 64 ranks: name a divisor"):
         share(QWEN_VL, load_config(2, (), ("parallel.shard=3",)), 64)
     monkeypatch.setitem(sys.modules, "torch.distributed._tools.fsdp2_mem_tracker", None)
     with pytest.raises(ConfigError, match=r"^torch .* has no FSDPMemTracker"):

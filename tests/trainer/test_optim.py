@@ -125,6 +125,25 @@ def test_the_tower_learns_slower_the_deeper(
     assert {*NO_DECAY} <= {name for name, _ in qwen.named_parameters()}
 
 
+def test_the_eyes_have_their_own_factor_times_the_layer_decay() -> None:
+    model = models.model()
+    optim = OPTIM.model_copy(update={"eyes": 3.0})
+    groups = parameter_groups(model, optim)
+    of = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    found = {name: of[id(each)] for name, each in model.named_parameters()}
+    for name, scale in {
+        "vision.conv1.weight": 3 * 0.9**3,  # two blocks, and what is before them
+        "vision.transformer.resblocks.0.ln_1.weight": 3 * 0.9**2,
+        "vision.transformer.resblocks.1.ln_1.weight": 3 * 0.9,
+        "adapter.query": 3.0,
+        "projection.ln_post.weight": 3.0,
+        "projection.proj": 3.0,
+    }.items():
+        assert found[name] == pytest.approx(scale, rel=1e-12), name
+    assert {scale for name, scale in found.items() if name.startswith("language.")} == {1.0}
+    assert load_config(1).optim.eyes == load_config(2).optim.eyes == load_config(3).optim.eyes == 1.0
+
+
 def test_the_minimum_is_scaled_too(qwen: VisionLanguageModel) -> None:
     model, optim = models.model(), load_config(1).optim
     optimizer = build_optimizer(model, optim)

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.trainer import models
+from tests.trainer.models import save_model
 from trainer.config import Parallel, TrainConfig, load_config
 from trainer.data.batch import Batch, Encoded
 from trainer.errors import ConfigError, ModelError
-from trainer.model.folder import read_tensors, save_model
+from trainer.model.folder import read_tensors
 from trainer.model.vlm import VisionLanguageModel
 from trainer.optim import build_optimizer, lr_at, module_norms, set_lr, update
 from trainer.parallel import Ranks, add_up, full_tensors, hurry, load_sharded, same, start, stop, together

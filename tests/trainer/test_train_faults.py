@@ -14,9 +14,8 @@ from shards.storage import Storage
 from shards.tar import build_shard
 from tests.small_disk import small_disk
 from tests.trainer.models import model as small_model
-from tests.trainer.models import tokenizer
+from tests.trainer.models import save_model, tokenizer
 from tests.trainer.training import command, data_set, ended, losses, model_folder, start
-from trainer.model.folder import save_model
 from trainer.tokenizer import train_bpe
 from trainer.train import main
 

@@ -15,8 +15,7 @@ from shards.index import write_shard
 from shards.manifest import DatasetManifest, write_manifest
 from shards.schema import dump_sample
 from shards.storage import Storage
-from tests.trainer.models import model, tokenizer
-from trainer.model.folder import save_model
+from tests.trainer.models import model, save_model, tokenizer
 
 PER_SHARD = 12
 TASKS = {1: ("caption",), 2: ("caption", "vqa", "refer", "text", "ocr"), 3: ("chat",)}

@@ -87,11 +87,7 @@ def pack(
     shown = sum(sample.images for sample in samples)
     if shown != len(pixels):
         raise DataError(f"the samples show {shown} images, {len(pixels)} were given")
-    ids: list[int] = []
-    labels: list[int] = []
-    positions: list[int] = []
     placed: list[Tensor] = []
-    tasks: list[int] = []
     for number, sample in enumerate(samples):
         places = sample.ids.count(image_token)
         if not sample.ids or places != sample.images * queries:
@@ -99,24 +95,23 @@ def pack(
                 f"sample {number} ({sample.task}) has {len(sample.ids)} tokens, {places} of them placeholders, "
                 f"for {sample.images} images of {queries}"
             )
-        ids += sample.ids
-        taught = (flag and sample.weight > 0 for flag in sample.supervised[1:])
-        wanted = [token if flag else IGNORE for token, flag in zip(sample.ids[1:], taught, strict=True)]
-        labels += [*wanted, IGNORE]
-        tasks += [TASKS.index(sample.task)] * (len(wanted) - wanted.count(IGNORE))
-        positions += range(len(sample.ids))
         first = len(placed)
         placed += [pixels[first + image] for image in sample.order or range(sample.images)]
-    input_ids, targets = torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long)
+    lengths = tuple(len(sample.ids) for sample in samples)
+    input_ids = torch.tensor([*chain.from_iterable(sample.ids for sample in samples)], dtype=torch.long)
+    # Whether the next token is of the same sample and in the loss.
+    flags = ((flag and sample.weight > 0 for flag in (*sample.supervised[1:], False)) for sample in samples)
+    taught = torch.tensor([*chain.from_iterable(flags)], dtype=torch.bool)
+    tasks = torch.tensor([TASKS.index(sample.task) for sample in samples], dtype=torch.long)
     return Batch(
         input_ids,
-        targets,
-        torch.tensor(positions, dtype=torch.long),
-        tuple(len(sample.ids) for sample in samples),
-        torch.stack(placed) if placed else torch.empty(0, 3, image_size, image_size),
+        torch.where(taught, input_ids.roll(-1), IGNORE),
+        torch.cat([torch.arange(length) for length in lengths]),
+        lengths,
+        torch.stack(placed) if placed else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8),
         (input_ids == image_token).nonzero().flatten(),
-        (targets != IGNORE).nonzero().flatten(),
-        torch.tensor(tasks, dtype=torch.long),
+        taught.nonzero().flatten(),
+        tasks.repeat_interleave(torch.tensor(lengths))[taught],
     )
 
 
@@ -126,8 +121,6 @@ def join(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     starts = [0, *accumulate(len(batch.input_ids) for batch in batches)]
     made = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in _TENSORS}
-    # Without an image pixels are an empty float32, which would make those of uint8 float32 too.
-    made["pixels"] = torch.cat([batch.pixels for batch in batches if len(batch.pixels)] or [batches[0].pixels])
     for name in ("places", "taught"):
         made[name] = torch.cat([getattr(batch, name) + start for batch, start in zip(batches, starts, strict=False)])
     return Batch(**made, lengths=tuple(chain.from_iterable(batch.lengths for batch in batches)))

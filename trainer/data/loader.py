@@ -11,7 +11,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -104,15 +104,18 @@ class Loader:
     def __iter__(self) -> Iterator[Micro]:
         count, wanted = len(self.lanes), self.config.data.workers
         workers = max((n for n in range(1, wanted + 1) if count % n == 0), default=0)
-        ahead = min(8, max(2, count // workers)) if workers else None
-        own = torch.Generator()  # torch's loader draws a seed: not from the run's generator
-        made = iter(DataLoader(_Lanes(self), None, num_workers=workers, prefetch_factor=ahead, generator=own))
+        given: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}  # no seed from the run's dice
+        if workers:
+            if not all(source.is_local for source in self.sources):
+                given["multiprocessing_context"] = "spawn"  # a store's client has threads, which do not live in a fork
+            given["prefetch_factor"] = min(8, max(2, count // workers))
+        made = iter(DataLoader(_Lanes(self), None, **given))
         try:
             for step in range(self.step, self.total):
                 for start in range(0, count, self.together):
                     lanes = list(islice(made, min(self.together, count - start)))
-                    for line in (each for each in lanes if isinstance(each, str)):
-                        raise DataError(line)
+                    if failed := [each for each in lanes if isinstance(each, str)]:
+                        raise DataError(failed[0])
                     for number, parts in enumerate(zip(*lanes, strict=True)):
                         last = start + self.together >= count and number + 1 == len(lanes[0])
                         micro = self._joined(step, parts, last)
@@ -121,9 +124,8 @@ class Loader:
         except (RuntimeError, EOFError, OSError) as error:  # the latter while tensors come over
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise DataError(
-                f"a process that loads data died: {' '.join((str(error) or 'it hung up').split())}"
-            ) from error
+            why = " ".join((str(error) or "it hung up").split())
+            raise DataError(f"a process that loads data died: {why}") from error
         finally:
             del made  # ends the workers; left to the garbage collector they are waited for in vain
 
@@ -131,12 +133,11 @@ class Loader:
         data, batch = self.config.data, join([part.batch for part in parts])
         if self.config.parallel.compile:
             items = self.together * self.part
-            tokens, images = items * data.length, items * self.images
-            if not data.pack:  # several images of a sample: the next multiple
-                tokens, images = (
-                    -(-n // of) * of for n, of in ((len(batch.input_ids), 2048), (len(batch.pixels), items))
-                )
-            batch = fill_up(batch, tokens, max(images, items), self.filler.ids[0])
+            # Without packs the next multiple: samples are short, and have one image, most of them.
+            tokens, images = (items * data.length, items * max(1, self.images)) if data.pack else (2048, items)
+            tokens *= -(-len(batch.input_ids) // tokens)
+            images *= -(-max(1, len(batch.pixels)) // images)
+            batch = fill_up(batch, tokens, images, self.filler.ids[0])
         batch = batch.pin_memory() if torch.cuda.is_available() else batch
         counts = sum((part.counts for part in parts), Counter[str]())
         keys, bad = (tuple(each for part in parts for each in getattr(part, name)) for name in ("keys", "bad"))
@@ -154,9 +155,8 @@ class Loader:
         bad, allowed = self._bad.total(), self.config.data.bad
         if (self._drawn >= _JUDGED or ends) and bad > allowed * self._drawn:
             worst = ", ".join(f"{shard} ({count:,})" for shard, count in self._bad.most_common(3))
-            raise DataError(
-                f"{bad:,} of {self._drawn:,} samples are broken, over data.bad={allowed:g}: most in {worst}"
-            )
+            share = f"{bad:,} of {self._drawn:,} samples are broken, over data.bad={allowed:g}"
+            raise DataError(f"{share}: most in {worst}")
 
 
 class _Lanes(IterableDataset[Any]):
@@ -205,15 +205,13 @@ class _Lane:
             samples = [item.encoded for item, _ in shown] or [run.filler]
             squares = [square for _, images in shown for square in images]
             batch = pack(samples, squares, run.config.image_size, run.image_token, run.layout.queries)
-            batch = batch if squares else replace(batch, pixels=batch.pixels.byte())
             batches.append(across(batch) if run.config.data.attention == "across" else batch)
             keys += [item.key for item, _ in shown]
             tokens, packs = len(batch.input_ids) if shown else 0, bool(shown and run.config.data.pack)
             self._counts.update(samples=len(shown), tokens=tokens, images=len(squares), supervised=len(batch.taught))
             self._counts.update(packs=packs, fillers=not shown, cut=sum(sample.why == "cut" for sample in samples))
-            self._counts.update(
-                name for item, _ in shown for name in (f"samples/{item.encoded.task}", f"source/{item.source}")
-            )
+            for item, _ in shown:
+                self._counts.update((f"samples/{item.encoded.task}", f"source/{item.source}"))
         state = {"taken": self._taken.copy(), "open": [[item.place for item in pack_] for pack_ in self._packer.open]}
         position = {} if run.per_epoch or not self._lives else {str(self._number): state}
         counts, bad = self._counts, tuple(self._bad)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,10 +51,10 @@ class Chunk(NamedTuple):
 
 
 class Reader:
-    """The shards of all sources, numbered through. A process has its own: a store's client does not live in a fork."""
+    """The shards of all sources, numbered through."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = [(source, copy(source.storage)) for source in sources]
+        self._sources = sources
         self._shards = np.cumsum([0, *(len(source.urls) for source in sources)])
         self._places = np.concatenate([[0], np.cumsum(np.concatenate([source.counts for source in sources]))])
         self._opened = lru_cache(_OPEN)(self._open)
@@ -63,13 +62,12 @@ class Reader:
     def chunk(self, shard: int, start: int, stop: int) -> Chunk:
         """Samples [start, stop) of a shard. Raises `DataError` for a shard or an index that is not as it must be."""
         try:
-            where, source, all_offsets, file = self._opened(shard)
+            where, source, all_offsets, window = self._opened(shard)
             offsets = all_offsets[start : stop + 1]
-            left, right = int(offsets[0]), int(offsets[-1])
-            window = file if isinstance(file, memoryview) else Part(file(left, right), left, right)
+            window_here = window(int(offsets[0]), int(offsets[-1]))
         except StorageError as error:
             raise DataError(str(error)) from error
-        return Chunk(where, source, int(self._places[shard]) + start, offsets, window)
+        return Chunk(where, source, int(self._places[shard]) + start, offsets, window_here)
 
     def at(self, place: int) -> Chunk:
         """The sample at a place among all."""
@@ -77,22 +75,23 @@ class Reader:
         row = place - int(self._places[shard])
         return self.chunk(shard, row, row + 1)
 
-    def _open(self, shard: int) -> tuple[str, int, Whole, memoryview | Callable[[int, int], Any]]:
+    def _open(self, shard: int) -> tuple[str, int, Whole, Callable[[int, int], memoryview | Part]]:
         owner = int(np.searchsorted(self._shards, shard, "right")) - 1
-        (source, storage), number = self._sources[owner], shard - int(self._shards[owner])
-        home, path = place(storage, source.urls[number])
-        storage = Storage.open(home) if home else storage
+        source, number = self._sources[owner], shard - int(self._shards[owner])
+        home, path = place(source.storage, source.urls[number])
+        storage = Storage.open(home) if home else source.storage
         data, where = storage.read(path + SUFFIX), storage.where(path)
         offsets = np.frombuffer(data, "<i8", len(data) // 8).astype(np.int64)
         count, size = int(source.counts[number]), int(source.sizes[number])
         if len(data) != 8 * (count + 1) or (np.diff(offsets, prepend=-1) <= 0).any() or offsets[-1] > size:
             raise DataError(f"{where}{SUFFIX}: no index of {count:,} samples in {size:,} bytes, as the manifest says")
         if not storage.is_local:
-            return where, owner, offsets, storage.ranges(path)
+            read = storage.ranges(path)
+            return where, owner, offsets, lambda left, right: Part(read(left, right), left, right)
         mapped = memoryview(storage.view(path))
         if len(mapped) != size:
             raise DataError(f"{where}: has {len(mapped):,} bytes, by the manifest {size:,} are needed: copy it again")
-        return where, owner, offsets, mapped
+        return where, owner, offsets, lambda *_: mapped
 
 
 def read_sample(chunk: Chunk, row: int) -> Raw:

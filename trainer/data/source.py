@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ class Source:
     def nsamples(self) -> int:
         return int(self.counts.sum())
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all of it lies on a disk, also what the manifest names elsewhere."""
+        return self.storage.is_local and not any("://" in url for url in self.urls)
+
 
 def open_source(uri: str, check: bool = False) -> Source:
     """A data set by its folder or its manifest.json, on a disk or a store. Raises `DataError`.
@@ -70,15 +76,14 @@ def open_source(uri: str, check: bool = False) -> Source:
 
 
 def _check(source: Source) -> None:
-    listed: dict[tuple[str, str], dict[str, int]] = {}
+    @cache
+    def listed(home: str, folder: str) -> dict[str, int]:
+        storage = Storage.open(home) if home else source.storage
+        return {entry.path: entry.size for entry in storage.list(folder)}
+
     for url, count, size in zip(source.urls, source.counts.tolist(), source.sizes.tolist(), strict=True):
         home, path = place(source.storage, url)
-        at = home, path.rpartition("/")[0]
-        if at not in listed:
-            storage = Storage.open(home) if home else source.storage
-            listed[at] = {entry.path: entry.size for entry in storage.list(at[1])}
         for name, wanted in ((path, size), (path + SUFFIX, 8 * (count + 1))):
-            found = listed[at].get(name)
-            if found != wanted:
+            if (found := listed(home, path.rpartition("/")[0]).get(name)) != wanted:
                 has = "is missing" if found is None else f"has {found:,} bytes"
                 raise DataError(f"{source.name}: {name} {has}, by the manifest {wanted:,} are needed: copy it again")

@@ -97,11 +97,8 @@ def encode_sample(sample: Sample, tokenizer: Tokenizer, layout: Layout) -> Encod
     if isinstance(sample, Chat):
         _write_chat(row, sample, layout.labels == "released")
         return row.encoded(sample.task, layout.max_length)
-    if isinstance(sample, Vqa) and len(sample.images) > 1:
-        for number in range(len(sample.images)):
-            row.picture(number)
-    elif sample.images:
-        row.image(0)
+    for number in range(len(sample.images)):
+        row.picture(number, counted=len(sample.images) > 1)
     language = sample.language
     whole = True
     match sample:
@@ -130,16 +127,16 @@ def encode_sample(sample: Sample, tokenizer: Tokenizer, layout: Layout) -> Encod
         case Ocr():
             row.text(prompt("ocr"), False)
             for number, line in enumerate(sample.lines):
-                before = row.length()
+                before = len(row.ids())
                 row.ref(_lead(language, line.text) + line.text, True)
                 row.tagged("quad", points_text(line.quad), True)
-                if number and row.length() >= layout.max_length:  # eos needs a place
+                if number and len(row.ids()) >= layout.max_length:  # eos needs a place
                     row.shorten(before)
                     whole = False
                     break
         case PureText():
             row.text(sample.text, True)
-            whole = row.length() < layout.max_length
+            whole = len(row.ids()) < layout.max_length
             row.shorten(layout.max_length)
     if whole or isinstance(sample, Ocr):
         row.tag("eos", True)
@@ -152,15 +149,14 @@ def _lead(language: str, text: str) -> str:
 
 def _write_chat(row: Row, sample: Chat, released: bool) -> None:
     """ChatML; pictures are counted from 1 in the order in which the messages show them, whatever their number is."""
-    turns = [(message.role, message.content) for message in sample.messages]
-    if turns[0][0] != "system":
+    if sample.messages[0].role != "system":
         row.system(released)
-    for role, content in turns:
-        row.turn(role, released)
-        answer = role == "assistant"
-        for part in content:
+    for message in sample.messages:
+        row.turn(message.role, released)
+        answer = message.role == "assistant"
+        for part in message.content:
             if isinstance(part, ImagePart):
-                row.picture(part.image)
+                row.picture(part.image, counted=True)
             else:
                 row.grounded(part.text, part.spans, answer)
         row.end_turn(answer, released)
@@ -179,17 +175,12 @@ class Row:
         self._order: list[int] = []  # numbers of the images, as they are shown
         self._waiting, self._kind = "", False
 
-    def length(self) -> int:
-        self.cut()
-        return len(self._ids)
-
     def ids(self) -> list[int]:
         self.cut()
         return self._ids
 
     def shorten(self, length: int) -> None:
-        self.cut()
-        del self._ids[length:], self._supervised[length:]
+        del self.ids()[length:], self._supervised[length:]
 
     def cut(self) -> None:
         waiting, self._waiting = self._waiting, ""
@@ -229,16 +220,13 @@ class Row:
             at = span.start + len(phrase)
         self.text(text[at:], supervised)
 
-    def image(self, number: int) -> None:
+    def picture(self, number: int, counted: bool) -> None:
+        self.text(f"Picture {len(self._order) + 1}: " if counted else "", False)
         self.tag("img", False)
         self.tag("imgpad", False, self._queries)
         self.tag("/img", False)
+        self.text("\n" if counted else "", False)
         self._order.append(number)
-
-    def picture(self, number: int) -> None:
-        self.text(f"Picture {len(self._order) + 1}: ", False)
-        self.image(number)
-        self.text("\n", False)
 
     def system(self, released: bool) -> None:
         """The turn that stands before a chat which brings none."""
@@ -257,8 +245,7 @@ class Row:
         self.text("\n", released)
 
     def encoded(self, task: str, max_length: int, why: str | None = None) -> Encoded:
-        self.cut()
-        if len(self._ids) > max_length:
+        if len(self.ids()) > max_length:
             return Encoded((self._tokenizer.special["eos"],), (False,), 0, task, 0, "too_long")
         order = tuple(self._order) if self._order != sorted(self._order) else ()
         return Encoded(tuple(self._ids), tuple(self._supervised), len(self._order), task, 1, why, order)

@@ -43,19 +43,14 @@ class Adapter(nn.Module):
     def __init__(self, config: AdapterConfig, vision_width: int, width: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(config.queries, width))
-        self.register_buffer("pos_embed", torch.empty(config.queries, width))
+        positions = sincos_2d(math.isqrt(config.queries), width)
+        self.register_buffer("pos_embed", torch.empty(config.queries, width).copy_(positions))
         self.kv_proj = nn.Linear(vision_width, width, bias=False)
         self.attn = nn.MultiheadAttention(width, config.heads, batch_first=True)
         self.ln_q = nn.LayerNorm(width, eps=config.eps)
         self.ln_kv = nn.LayerNorm(width, eps=config.eps)
         for weight in (self.query, self.kv_proj.weight, self.attn.out_proj.weight):
             nn.init.trunc_normal_(weight, std=0.02)
-        self.reset_positions()
-
-    @torch.no_grad()
-    def reset_positions(self) -> None:
-        """Fills `pos_embed` with the sin-cos table: after `to_empty`, which leaves any numbers in it."""
-        self.pos_embed.copy_(sincos_2d(math.isqrt(len(self.pos_embed)), self.pos_embed.shape[1]))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches of a square grid [N, patches, vision_width] to [N, queries, width]."""

@@ -46,13 +46,6 @@ class Segments:
         return {"segments": self, "use_cache": False, "attention_mask": None}
 
 
-def register() -> None:
-    """Makes `packed` known to transformers; may be called again."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(PACKED, packed_attention)
-
-
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -78,10 +71,8 @@ def packed_attention(
         if wish is not None and name not in _HARMLESS:
             raise ModelError(f"packed attention cannot honour {name} ({type(module).__name__})")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == segments.tokens:
-        raise ModelError(
-            f"segments of {segments.tokens} tokens do not fit {query.shape[0]} rows of {query.shape[2]} queries "
-            f"and {key.shape[2]} keys: a pack is one row"
-        )
+        given = f"{query.shape[0]} rows of {query.shape[2]} queries and {key.shape[2]} keys"
+        raise ModelError(f"segments of {segments.tokens} tokens do not fit {given}: a pack is one row")
     # The kernel knows half precision alone. Meta tensors go its way: what is planned is what will run.
     if query.is_meta or (query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)):
         return _fused(query, key, value, segments, scaling), None

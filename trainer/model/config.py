@@ -40,8 +40,7 @@ class VisionConfig(Settings):
 
     @model_validator(mode="after")
     def _divides(self) -> VisionConfig:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        self.grid()
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         return self
@@ -50,7 +49,7 @@ class VisionConfig(Settings):
         """Patches along a side. Raises `ModelError` for a size that the patches do not divide."""
         side = image_size or self.image_size
         if side % self.patch_size:
-            raise ModelError(f"images of {side} px cannot be cut into patches of {self.patch_size} px")
+            raise ModelError(f"image_size {side} is no multiple of patch_size {self.patch_size}")
         return side // self.patch_size
 
 
@@ -85,8 +84,7 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
-        if self.image_size % self.vision.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of vision.patch_size")
+        self.vision.grid(self.image_size)
         for key in ("hidden_size", "vocab_size"):
             if type(self.language.get(key)) is not int or self.language[key] <= 0:
                 raise ValueError(f"language.{key} is missing, or no whole number above 0")
@@ -111,6 +109,7 @@ def checked(values: dict[str, Any], where: str) -> ModelConfig:
         raise ModelError(f"{where}: {first_mistake(error, 'the configuration')}") from error
 
 
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Every number of the released configuration: hidden sizes, heads, vocabulary and eps of Qwen-7B and of its visual part.
 _QWEN_7B: dict[str, Any] = {
     "model_type": "qwen2",
@@ -124,14 +123,9 @@ _QWEN_7B: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "hidden_act": "silu",
     "tie_word_embeddings": False,
-    "use_sliding_window": False,
-    "attention_dropout": 0.0,
     "initializer_range": 0.02,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-    "pad_token_id": 151643,
+    **dict.fromkeys(ENDS, 151643),
 }
 
 QWEN_VL = ModelConfig(
@@ -163,8 +157,6 @@ def tiny(vocab_size: int, image_token: int, eos_token: int) -> ModelConfig:
             "max_position_embeddings": 2048,
             "initializer_range": 0.05,  # a larger one for a narrower model: learns faster
             "tie_word_embeddings": True,
-            "bos_token_id": eos_token,
-            "eos_token_id": eos_token,
-            "pad_token_id": eos_token,
+            **dict.fromkeys(ENDS, eos_token),
         },
     )

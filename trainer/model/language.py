@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ModelError
-from trainer.model.attention import PACKED, Segments, register
+from trainer.model.attention import PACKED, Segments, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,11 +36,11 @@ def build_language(config: dict[str, Any]) -> PreTrainedModel:
     Raises `ModelError`, naming the key, for another family and for whatever breaks packs.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
     if config.get("model_type") not in FAMILIES:
         raise ModelError(f"the language model's model_type {config.get('model_type')!r} is none of {FAMILIES}")
-    register()
+    AttentionInterface.register(PACKED, packed_attention)
     try:  # a copy, because transformers writes into nested values
         read = AutoConfig.for_model(**deepcopy(config))
         _refuse_foreign(config, read)
@@ -101,13 +101,10 @@ def unpacked(model: PreTrainedModel, implementation: str = "sdpa") -> Iterator[N
 def check_language(model: PreTrainedModel) -> None:
     """Measures on 16 tokens in two segments that packs and chunked heads give the model's own logits.
 
-    The reference is `eager`, which honours every invention of a family. Raises `ModelError` with the difference, and
-    for a model without weights (`meta`).
+    The reference is `eager`, which honours every invention of a family. Raises `ModelError` with the difference.
     """
     table, out = _ends(model)
     device = table.weight.device
-    if device.type == "meta":
-        raise ModelError("the language model has no weights yet (device meta): load them before it is checked")
     lengths = (9, 7)
     ids = torch.randint(table.num_embeddings, (sum(lengths),), generator=torch.Generator().manual_seed(0)).to(device)
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
@@ -132,23 +129,6 @@ def check_language(model: PreTrainedModel) -> None:
             raise ModelError(f"{type(model).__name__} cannot be trained on packs: {what} (by {off:.2g} of the largest)")
 
 
-@torch.no_grad()
-def grow_vocabulary(model: PreTrainedModel, rows: int) -> None:
-    """Embedding and head get `rows` rows, the new ones equal to the mean of the old: nothing is drawn at random.
-
-    Weights stay the same `Parameter`s, so tied ones stay tied. Raises `ModelError` where rows would be lost.
-    """
-    table, out = _ends(model)
-    if rows < (old := table.num_embeddings):
-        raise ModelError(f"a vocabulary of {old} rows cannot shrink to {rows}")
-    for weight in {table.weight, out.weight}:  # one where they are tied
-        mean = weight.mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
-        weight.data = torch.cat([weight.data, mean.expand(rows - old, -1)])
-    table.num_embeddings = out.out_features = rows
-    for part in (model.config, model, model.base_model):
-        part.vocab_size = rows
-
-
 def rebuild_rotary(model: PreTrainedModel, device: torch.device | str) -> None:
     """Fills the rotary tables, which no checkpoint holds and `to_empty` leaves as garbage: fp32, bit for bit those of a
     model built on the CPU. Raises `ModelError` for another buffer that no checkpoint holds.
@@ -162,9 +142,3 @@ def rebuild_rotary(model: PreTrainedModel, device: torch.device | str) -> None:
             for key, values in fresh.named_buffers():
                 module.register_buffer(key, values.to(device), persistent=False)
             module.attention_scaling = fresh.attention_scaling
-
-
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters alone, in place: a rotary frequency is off by up to 0.4 % in bf16, radians at position 1,000."""
-    for parameter in model.parameters():  # tied ones are one parameter and come once
-        parameter.data = parameter.data.to(dtype)

@@ -28,7 +28,7 @@ from trainer.model.config import VisionConfig
 _HARMLESS = {"patch_dropout", "pool_type", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"} | {
     f"timm_{name}" for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")
 }
-_READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs", "timm_model_name"}
+_READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs"}
 
 
 def bicubic_matrix(from_side: int, to_side: int, device: torch.device | str | None = None) -> Tensor:
@@ -101,16 +101,14 @@ def check_openclip(model_cfg: dict[str, Any]) -> VisionConfig:
     if not isinstance(given, dict):
         raise ModelError("vision_cfg is missing: this is no configuration of an open_clip model")
     values = defaults | given
-    if values["timm_model_name"]:
-        raise _refused(f"timm_model_name is {values['timm_model_name']}")
-    if isinstance(values["layers"], list | tuple):
-        raise _refused(f"layers are {values['layers']}, a ResNet's")
-    norm = values["norm_kwargs"] or {}
-    ours = _READ | _HARMLESS
+    norm, ours = values["norm_kwargs"] or {}, _READ | _HARMLESS
     strange = {key: value for key, value in given.items() if key not in ours and value != defaults.get(key, False)}
     strange |= {f"norm_kwargs.{key}": value for key, value in norm.items() if key != "eps"}
+    if isinstance(values["layers"], list | tuple):
+        strange = {"layers": f"{values['layers']}, a ResNet's"}
     for key, value in strange.items():
-        raise _refused(f"{key} is {value}")
+        taken = "only open_clip's plain ViTs are taken, such as ViT-L-14 or ViT-bigG-14"
+        raise ModelError(f"vision_cfg: {key} is {value}; {taken}")
     read = {key: values[key] for key in ("image_size", "patch_size", "width", "layers", "mlp_ratio")}
     read |= {"activation": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu", "eps": norm.get("eps", 1e-5)}
     try:
@@ -119,7 +117,3 @@ def check_openclip(model_cfg: dict[str, Any]) -> VisionConfig:
         raise ModelError(f"vision_cfg: {first_mistake(error)}") from error
     except (TypeError, ZeroDivisionError) as error:
         raise ModelError("vision_cfg: width and head_width must be positive whole numbers") from error
-
-
-def _refused(what: str) -> ModelError:
-    return ModelError(f"vision_cfg: {what}; only open_clip's plain ViTs are taken, such as ViT-L-14 or ViT-bigG-14")

@@ -7,7 +7,6 @@ of a batch never exist whole, and every module runs inside the root's forward, a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.data.batch import Batch
 from trainer.data.images import normalised
-from trainer.errors import ModelError
 from trainer.model.adapter import Adapter, Projection
 from trainer.model.attention import Segments
 from trainer.model.config import ModelConfig
 from trainer.model.language import build_language, head, hidden_states, rebuild_rotary
 from trainer.model.vision import Tower
 
-Module: TypeAlias = Literal["vision", "adapter", "language"]
-MODULES: tuple[Module, ...] = ("vision", "adapter", "language")
 # Tokens whose logits exist at once: 1024 x 151,936 in fp32 are 0.6 GB.
 CHUNK = 1024
 
@@ -77,14 +73,9 @@ class VisionLanguageModel(nn.Module):
         """
         taught = self.hidden(batch).index_select(0, batch.taught)
         wanted = batch.labels.index_select(0, batch.taught)
-        losses = []
         # At least one chunk, if an empty one: the head takes part on every rank.
-        for part, labels in zip(torch.split(taught, CHUNK), torch.split(wanted, CHUNK), strict=True):
-            if torch.is_grad_enabled():
-                losses.append(checkpoint(self._losses, part, labels, use_reentrant=False))
-            else:
-                losses.append(self._losses(part, labels))
-        return torch.cat(losses)
+        chunks = zip(torch.split(taught, CHUNK), torch.split(wanted, CHUNK), strict=True)
+        return torch.cat([checkpoint(self._losses, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(head(self.language, hidden).float(), labels, reduction="none")
@@ -112,29 +103,17 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> Visi
         return VisionLanguageModel(config)
 
 
-def materialize(model: VisionLanguageModel, device: torch.device | str) -> None:
-    """Gives a model of the meta device memory. The weights are still to be loaded, the positions stand."""
-    model.to_empty(device=device)
-    model.adapter.reset_positions()
-    refill(model, device)
-
-
 def refill(model: VisionLanguageModel, device: torch.device | str) -> None:
     """Makes what no checkpoint holds and `to_empty` spoils: rotary tables, and the tie of head and embedding."""
     rebuild_rotary(model.language, torch.device(device))
     model.language.tie_weights()
 
 
-def set_trainable(
-    model: VisionLanguageModel, modules: Collection[Module], projection_with: Literal["vision", "adapter"] = "vision"
-) -> None:
-    """Freezes all but the named modules.
+def set_trainable(model: VisionLanguageModel, modules: Collection[str], projection_with: str = "vision") -> None:
+    """Freezes all but the named modules, of `vision`, `adapter` and `language`.
 
     projection_with: whether ln_post and proj train with the tower, as released (frozen in stage 3), or the adapter.
     """
-    unknown = set(modules) - set(MODULES)
-    if unknown:
-        raise ModelError(f"{', '.join(sorted(unknown))}: only {', '.join(MODULES)} can be trained or frozen")
-    for name in MODULES:
+    for name in ("vision", "adapter", "language"):
         getattr(model, name).requires_grad_(name in modules)
     model.projection.requires_grad_(projection_with in modules)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from shards.tar import TarSample, group, scan
+from tests.s3 import serving_here
 from tests.shards.packing import Sample, dataset, pack_of
 from tests.trainer.data.sets import cut, loader, pairs, samples, settings, streams
 from tests.trainer.models import tokenizer
@@ -407,3 +408,22 @@ def test_images_follow_their_placeholders(folder: Path) -> None:
         wanted = [image for key in micro.keys for image in alone[key]]
         assert micro.batch.pixels.tolist() == wanted
         assert dataclasses.asdict(micro)["step"] == micro.step
+
+
+def test_what_reads_an_object_store_is_not_forked(folder: Path) -> None:
+    """A store's client has threads, which do not live in a fork."""
+    with serving_here() as store:
+        bucket = store.bucket()
+        for path in folder.rglob("*.*"):
+            store.put(bucket, {f"a/{path.relative_to(folder)}": path.read_bytes()})
+        config = settings(2, [f"s3://{bucket}/a"], "steps=6", "data.length=300", "data.workers=1")
+        alone = list(loader(settings(2, [f"s3://{bucket}/a"], "steps=6", "data.length=300")))
+        before = set(multiprocessing.active_children())
+        made = iter(loader(config))
+        found = [next(made)]
+        (worker,) = set(multiprocessing.active_children()) - before
+        assert isinstance(worker, multiprocessing.get_context("spawn").Process)
+        found += made
+    assert [micro.keys for micro in found] == [micro.keys for micro in alone]
+    assert [told(micro.batch) for micro in found] == [told(micro.batch) for micro in alone]
+    assert [micro.position for micro in found] == [micro.position for micro in alone]

@@ -180,9 +180,8 @@ def test_positions_are_kept_and_never_trained() -> None:
 def test_a_stored_table_wins_over_the_computed_one() -> None:
     stored = small(3).state_dict() | {"pos_embed": torch.randn(16, WIDTH)}
     with torch.device("meta"):
-        adapter = Adapter(CONFIG, VISION, WIDTH)
-    adapter.to_empty(device="cpu")
-    adapter.reset_positions()
+        assert Adapter(CONFIG, VISION, WIDTH).pos_embed.is_meta
+    adapter = Adapter(CONFIG, VISION, WIDTH)
     assert torch.equal(adapter.pos_embed, sincos_2d(4, WIDTH))
     adapter.load_state_dict(stored)
     assert torch.equal(adapter.pos_embed, stored["pos_embed"])

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from tests.trainer.model.families import FAMILIES, built, positions
 from trainer.errors import ModelError
 from trainer.model import attention
-from trainer.model.attention import PACKED, Segments, packed_attention, register
+from trainer.model.attention import PACKED, Segments, packed_attention
 from trainer.model.language import unpacked
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -118,7 +118,7 @@ def test_position_ids_alone_are_wrong_without_an_error() -> None:
 
 
 def test_transformers_builds_no_mask_for_the_name() -> None:
-    register()
+    AttentionInterface.register(PACKED, packed_attention)
     assert PACKED not in AttentionMaskInterface._global_mapping
 
 

@@ -24,7 +24,7 @@ def test_a_configuration_goes_through_json() -> None:
 def test_an_image_that_patches_do_not_divide() -> None:
     assert QWEN_VL.vision.grid() == 16
     assert QWEN_VL.vision.grid(448) == 32
-    with pytest.raises(ModelError, match=r"^images of 450 px cannot be cut into patches of 14 px$"):
+    with pytest.raises(ModelError, match=r"^image_size 450 is no multiple of patch_size 14$"):
         QWEN_VL.vision.grid(450)
 
 
@@ -38,7 +38,7 @@ def test_an_image_that_patches_do_not_divide() -> None:
         (("vision", "colour"), 1, "f.json: vision.colour: Extra inputs are not permitted"),
         (("adapter", "queries"), 250, "f.json: adapter: queries 250 is no square: they stand for a grid of places"),
         (("adapter", "heads"), 33, "f.json: the configuration: language.hidden_size 4096 is no multiple of 4 and of"),
-        (("image_size",), 450, "f.json: the configuration: image_size 450 is no multiple of vision.patch_size"),
+        (("image_size",), 450, "f.json: the configuration: image_size 450 is no multiple of patch_size 14"),
         (("format",), 2, "f.json: format: Input should be 1"),
         (("language",), {}, "f.json: the configuration: language.hidden_size is missing"),
     ],

@@ -9,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+)
 
 from tests.trainer.model.families import FAMILIES, LLAMA3, YARN, built, language, positions
 from trainer.errors import ModelError
-from trainer.model.attention import PACKED, Segments, register
+from trainer.model.attention import PACKED, Segments, packed_attention
 from trainer.model.config import QWEN_VL
 from trainer.model.language import (
     build_language,
-    cast_parameters,
     check_language,
-    grow_vocabulary,
     head,
     hidden_states,
     rebuild_rotary,
@@ -118,7 +123,7 @@ def test_hidden_and_head_are_the_models_own(family: str) -> None:
 
 def gemma(**changes: Any) -> PreTrainedModel:
     """A family that is not let in, forced past the list: caps and windows on scores and logits."""
-    register()
+    AttentionInterface.register(PACKED, packed_attention)
     traits = {"final_logit_softcapping": None, "attn_logit_softcapping": None, "head_dim": 8, **changes}
     config = Gemma2Config(
         hidden_size=32,
@@ -167,8 +172,8 @@ def test_check_refuses_what_a_subclass_invents(invented: type[Qwen2ForCausalLM],
     plain = built("qwen2")
     model = invented._from_config(copy.deepcopy(plain.config), attn_implementation=PACKED)
     model.load_state_dict(plain.state_dict())
-    cast_parameters(plain, dtype)
-    cast_parameters(model, dtype)
+    for parameter in (*plain.parameters(), *model.parameters()):
+        parameter.data = parameter.data.to(dtype)
     check_language(plain)
     with pytest.raises(ModelError) as caught:
         check_language(model)
@@ -187,13 +192,8 @@ def test_check_leaves_no_trace_and_draws_nothing() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_check_wants_weights() -> None:
-    with torch.device("meta"):
-        model = build_language(language("qwen2"))
-    with pytest.raises(ModelError, match="no weights yet"):
-        check_language(model)
-    model.to_empty(device="cpu")
-    model.load_state_dict(built("qwen2").state_dict())
+def test_check_wants_rotary_tables() -> None:
+    model = built("qwen2")
     model.model.rotary_emb.inv_freq.fill_(torch.nan)
     with pytest.raises(ModelError, match="by nan"):
         check_language(model)
@@ -225,57 +225,6 @@ def test_a_buffer_that_nothing_fills_is_refused() -> None:
     model.model.norm.register_buffer("invented", torch.zeros(1), persistent=False)
     with pytest.raises(ModelError, match=r"model\.norm of Qwen2ForCausalLM"):
         rebuild_rotary(model, "cpu")
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_only_parameters_are_cast(tied: bool) -> None:
-    model = built("qwen2", tie_word_embeddings=tied)
-    cast_parameters(model, torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert {table.dtype for table in model.buffers()} == {torch.float32}
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    check_language(model)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_grown_vocabulary_starts_at_the_mean(tied: bool, dtype: torch.dtype) -> None:
-    model = built("qwen2", tie_word_embeddings=tied)
-    cast_parameters(model, dtype)
-    old = [weight.detach().clone() for weight in (model.model.embed_tokens.weight, model.lm_head.weight)]
-    before = dict(model.named_parameters())
-    with torch.no_grad(), unpacked(model):
-        logits = model(IDS).logits
-    seed = torch.get_rng_state()
-    grow_vocabulary(model, 105)
-    assert torch.equal(torch.get_rng_state(), seed)
-    for weight, was in zip((model.model.embed_tokens.weight, model.lm_head.weight), old, strict=True):
-        assert weight.dtype == dtype
-        assert torch.equal(weight[:97], was)
-        assert torch.equal(weight[97:], was.float().mean(0).to(dtype).expand(8, -1))
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    assert all(before[name] is parameter for name, parameter in model.named_parameters())
-    assert (model.config.vocab_size, model.vocab_size, model.lm_head.out_features) == (105, 105, 105)
-    with torch.no_grad(), unpacked(model):
-        torch.testing.assert_close(model(IDS).logits[..., :97], logits)
-    check_language(model)
-
-
-def test_a_vocabulary_does_not_shrink_and_may_stay() -> None:
-    model = built("llama")
-    before = model.lm_head.weight.detach().clone()
-    grow_vocabulary(model, 97)
-    assert torch.equal(model.lm_head.weight, before)
-    with pytest.raises(ModelError, match="97 rows cannot shrink to 96"):
-        grow_vocabulary(model, 96)
-
-
-def test_a_vocabulary_grows_on_meta() -> None:
-    with torch.device("meta"):
-        model = build_language(language("qwen2"))
-    grow_vocabulary(model, 128)
-    assert model.lm_head.weight.shape == (128, 32)
-    assert model.lm_head.weight.is_meta
 
 
 def test_unpacked_generates_what_packs_predict() -> None:
