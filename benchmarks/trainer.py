@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from demo.language import train_bpe
 from demo.tasks import TASKS, draw_images, sample_of
 from shards.index import write_shard
 from shards.manifest import DatasetManifest, write_manifest
@@ -48,7 +49,6 @@ from trainer.model.config import tiny
 from trainer.model.language import unpacked
 from trainer.model.vlm import build_model, set_trainable
 from trainer.optim import build_optimizer, set_lr, update
-from trainer.tokenizer import train_bpe
 
 PHOTOS = Path(__file__).parents[1].parent / "shared" / "data" / "pairs_image"
 SHARDS, BATCH, LENGTH = 8, 32, 2048

@@ -229,7 +229,7 @@ def _train() -> int:
     from demo.answers import show
 
     try:
-        told = show(model, TRAINED, progress=bar)
+        told = show(TRAINED / "stage2" / "model", model, TRAINED, progress=bar)
     finally:
         bar.close()
     _say(f"{told}\nall answers: {TRAINED / 'answers.json'}")

@@ -111,12 +111,18 @@ def overlap(a: Box, b: Box) -> float:
     return shared / both if both > 0 else 0.0
 
 
-def show(model: Path, out: Path, scenes: int = 200, progress: Progress | None = None, examples: int = 3) -> str:
-    """Asks a model folder and writes `out`/answers.json; gives back the table and `examples` of each kind.
+def show(
+    model: Path, chat: Path, out: Path, scenes: int = 200, progress: Progress | None = None, examples: int = 3
+) -> str:
+    """Asks two model folders and writes `out`/answers.json; gives back the table and `examples` of each kind.
 
-    Raises `trainer.errors.TrainerError`.
+    As the paper does, the model of stage 2 is asked what stage 2 teaches, that of stage 3 is talked to. Raises
+    `trainer.errors.TrainerError`.
     """
-    answers = answer(open_speaker(model), unseen(scenes), progress)
+    asked, answers = unseen(scenes), list[Answer]()
+    for folder, talked in ((model, False), (chat, True)):
+        mine = [each for each in asked if (each.kind == "chat") is talked]
+        answers += answer(open_speaker(folder), mine, progress)
     lines, reached = [f"{'on unseen scenes':<26}{'reached':>8}{'aim':>6}{'of':>6}"], {}
     for kind, (name, aim) in AIMS.items():
         right = [bool(each.right) for each in answers if each.kind == kind]
@@ -127,7 +133,13 @@ def show(model: Path, out: Path, scenes: int = 200, progress: Progress | None = 
         for each in [each for each in answers if each.kind == kind][:examples]:
             note = "" if each.iou is None else f", IoU {each.iou:.2f}"
             lines.append(f"{kind:<8} {each.question} -> {each.said}   (true: {each.truth}{note})")
-    found = {"model": str(model), "scenes": scenes, **reached, "answers": [each._asdict() for each in answers]}
+    found = {
+        "model": str(model),
+        "chat": str(chat),
+        "scenes": scenes,
+        **reached,
+        "answers": [each._asdict() for each in answers],
+    }
     (out / "answers.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return "\n".join(lines)
 

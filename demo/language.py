@@ -10,14 +10,17 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from demo.clip import read_card, source_digest
 from demo.folder import prepare, sweep, work_folder
 from demo.tasks import texts
 from demo.train_clip import Progress
+from trainer.errors import TokenizerError
+from trainer.tokenizer import EOS, PATTERN, STRUCTURE, SURROGATES, Tokenizer, from_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +58,6 @@ def ensure_language(folder: Path, recipe: Recipe | None = None, progress: Progre
 
     from trainer.model.config import tiny
     from trainer.model.language import build_language
-    from trainer.tokenizer import train_bpe
 
     known = [*texts(recipe.texts, recipe.seed)]
     tokenizer = train_bpe(known, recipe.vocabulary)
@@ -76,6 +78,29 @@ def ensure_language(folder: Path, recipe: Recipe | None = None, progress: Progre
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """A byte-level BPE of at most `size` ids, the 12 structural ones last: fewer where the texts have no more pairs.
+
+    Cuts text as Qwen does. The same texts give the same vocabulary. Raises `TokenizerError` below 268 ids.
+    """
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Core
+    from transformers import PreTrainedTokenizerFast
+
+    structural = len(STRUCTURE) + 1
+    if size < 256 + structural:
+        raise TokenizerError(f"a vocabulary of {size} ids: 256 bytes and {structural} structural tokens are the least")
+    core: Any = Core(models.BPE())
+    core.normalizer, core.decoder = normalizers.NFC(), decoders.ByteLevel()
+    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    letters, room = sorted(pre_tokenizers.ByteLevel.alphabet()), size - structural
+    trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=letters, show_progress=False)
+    core.train_from_iterator((SURROGATES.sub("\ufffd", text) for text in texts), trainer)
+    outer = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=core, eos_token=EOS, pad_token=EOS)
+    return from_transformers(outer, "the trained vocabulary", add_structure=True)
 
 
 def _rows(found: list[list[int]], most: int) -> list[Row]:

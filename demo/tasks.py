@@ -99,10 +99,13 @@ def draw_images(made: Made) -> list[bytes]:
 
 
 def texts(count: int, seed: int) -> Iterator[str]:
-    """`count` texts of the demo's world: prose, and samples of every task written out without special tokens."""
+    """`count` texts of the demo's world: most tell of a picture and ask about it, which teaches to read an answer off
+    what stands before it; prose, and samples of every task written out without special tokens.
+    """
     for number in range(count):
         rng = random.Random(f"texts/{seed}/{number}")
-        yield _written(sample_of(rng.choice((*TASKS, "text", "text", "chat")), rng).sample)
+        told = rng.random() < 0.6
+        yield _asked(rng) if told else _written(sample_of(rng.choice((*TASKS, "text", "text", "chat")), rng).sample)
 
 
 def _one_picture(task: str, teller: Teller) -> Sample:
@@ -179,6 +182,14 @@ def _prose(language: Language, rng: random.Random) -> str:
     told += rng.sample(_LORE[language], rng.randint(1, 2))
     rng.shuffle(told)
     return ("" if language == "zh" else " ").join(dict.fromkeys(fact.text for fact in told))
+
+
+def _asked(rng: random.Random) -> str:
+    """A picture in words, and two to four questions about it with their short answers."""
+    teller = Teller(sample_scene(rng, (SIDE, SIDE)), "zh" if rng.random() < 0.25 else "en", rng)
+    text = teller.describe().text
+    facts = {fact.question: fact.answer for fact in (teller.ask(SEEING) for _ in range(rng.randint(2, 4)))}
+    return " ".join((text, *(f"{question} Answer: {answer}" for question, answer in facts.items())))
 
 
 def _size(rng: random.Random) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class Checkpoints:
     def state(self, step: int) -> Json:
         """What `save` was given, with the position of all ranks' lanes. Raises `CheckpointError` if it is not whole."""
         with _one_line(self.where):
-            return dict(json.loads(self._read(step, _STATE, self._files(step))))
+            return dict(json.loads(self.storage.read(self._check(step, _STATE, self._files(step)))))
 
     def load(self, step: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Puts a checkpoint into a model and its optimizer, however many ranks there are now; settings of groups stay.
@@ -104,7 +104,7 @@ class Checkpoints:
                 files = self._files(step)
                 for name in sorted(files)[self._ranks.rank :: self._ranks.world]:
                     self._check(step, name, files)
-                metadata = pickle.loads(self._read(step, _METADATA, files))
+                metadata = pickle.loads(self.storage.read(self._check(step, _METADATA, files)))
                 there: Json = {name: [*each.size] for name, each in metadata.state_dict_metadata.items()}
                 here: Json = {name: [*each.shape] for name, each in tensors.items()}
                 if odd := [name for name in there.keys() | here if there.get(name) != here.get(name)]:
@@ -148,9 +148,6 @@ class Checkpoints:
             why = "missing" if there is None else f"{there} of {size} bytes" if there != size else "its sha256 differs"
             raise CheckpointError(f"{self.where}/{path}: damaged: {why}: remove its folder to go on from an older one")
         return path
-
-    def _read(self, step: int, name: str, files: dict[str, tuple[int, str]]) -> bytes:
-        return self.storage.read(self._check(step, name, files))
 
 
 class _Writer(filesystem.FileSystemWriter):

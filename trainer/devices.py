@@ -2,20 +2,15 @@
 twice as high, "with sparsity"); a GPU that is not here has no number, for a wrong one would be believed.
 """
 
+from pathlib import Path
+
+import yaml
+
 from trainer.errors import ConfigError
 
-# By a part of CUDA's name, the first that fits: bytes, of which CUDA and NCCL take some, and FLOP/s.
-DEVICES: dict[str, tuple[int, float]] = {
-    "a100": (80 * 10**9, 312e12),  # NVIDIA A100 80GB data sheet
-    "h100 pcie": (80 * 10**9, 756e12),  # NVIDIA H100 data sheet
-    "h100 nvl": (94 * 10**9, 835e12),  # the same
-    "h100": (80 * 10**9, 989e12),  # the same, SXM
-    "h200 nvl": (141 * 10**9, 835e12),  # NVIDIA H200 data sheet
-    "h200": (141 * 10**9, 989e12),  # the same, SXM
-    "gb200": (186 * 10**9, 2500e12),  # NVIDIA GB200 NVL72 data sheet
-    "b200": (180 * 10**9, 2250e12),  # NVIDIA HGX B200 data sheet
-    "l40s": (48 * 10**9, 362e12),  # NVIDIA L40S data sheet
-}
+_READ = yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"))
+# Bytes and FLOP/s.
+DEVICES: dict[str, tuple[int, float]] = {name: (size * 10**9, speed * 1e12) for name, (size, speed) in _READ.items()}
 
 
 def look_up(name: str) -> tuple[int, float] | None:

@@ -82,17 +82,15 @@ class HeldOut:
         """The likeliest answers to the first samples: `key`, `task`, `prompt`, `said` and `wanted`, tags and all."""
         if "next_tokens" not in vars(model):
             register_fsdp_forward_method(model, "next_tokens")
-        special, image = self._tokenizer.special, self._model.image_token
-        nothing = range(self._tokenizer.size, int(self._model.language["vocab_size"]))
-        silent, ends = [special["img"], special["/img"], image, *nothing], (special["eos"], special["im_end"])
+        image, unsayable = self._model.image_token, self._tokenizer.unsayable(int(self._model.language["vocab_size"]))
         rows = [[*ids] for _, ids, _, _ in self._prompts]
         with _evaluated(model):
             for _ in range(NEW_TOKENS):
-                if not (going := [at for at, row in enumerate(rows) if row[-1] not in ends]):
+                if not (going := [at for at, row in enumerate(rows) if row[-1] not in self._tokenizer.ends]):
                     break
                 pairs = [(rows[at], self._prompts[at][2]) for at in going]
                 asked = [(Encoded(tuple(ids), (False,) * len(ids), len(each), "text"), each) for ids, each in pairs]
-                tokens = model.next_tokens(self._pack(asked).to(self._ranks.device), silent)
+                tokens = model.next_tokens(self._pack(asked).to(self._ranks.device), unsayable)
                 for at, token in zip(going, same(self._ranks, tokens.tolist), strict=True):
                     rows[at].append(token)
         told = []

@@ -56,9 +56,7 @@ class Speaker:
     def __init__(self, model: VisionLanguageModel, tokenizer: Tokenizer, image_size: int | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.image_size = image_size or model.config.image_size
-        # Nothing that a model could say: placeholders, and the rows that only pad the embedding.
-        self._silent = [tokenizer.special[name] for name in ("img", "/img", "imgpad")]
-        self._silent += range(tokenizer.size, int(model.config.language["vocab_size"]))
+        self._unsayable = tokenizer.unsayable(int(model.config.language["vocab_size"]))
 
     def say(self, image: str | Path | Sequence[str | Path] | None, prompt: str, **options: Any) -> Said:
         """One prompt about one image, several or none. options: `chat`, and those of `say_all`."""
@@ -94,12 +92,11 @@ class Speaker:
 
         if not rows:
             return []
-        config, special = self.model.config, self.tokenizer.special
+        config, ends = self.model.config, self.tokenizer.ends
         asked = [Encoded(tuple(ids), (False,) * len(ids), len(pixels), "text") for ids, pixels in rows]
         shown = [image for _, pixels in rows for image in pixels]
         batch = pack(asked, shown, self.image_size, config.image_token, config.adapter.queries)
         batch = batch.to(self.model.vision.conv1.weight.device)
-        ends = [special["eos"], special["im_end"]]
         left = partial(pad_sequence, batch_first=True, padding_side="left")
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
         with torch.inference_mode(), unpacked(self.model.language), torch.random.fork_rng():
@@ -112,8 +109,8 @@ class Speaker:
                 attention_mask=left(there),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=ends,
-                pad_token_id=special["eos"],
-                suppress_tokens=self._silent,
+                pad_token_id=ends[0],
+                suppress_tokens=self._unsayable,
                 do_sample=temperature > 0,
                 **sampling,
             )
@@ -123,10 +120,9 @@ class Speaker:
     def _said(self, ids: list[int]) -> Said:
         from trainer.places import places_of
 
-        special = self.tokenizer.special
-        ended = bool(ids) and ids[-1] in (special["eos"], special["im_end"])
+        ended = bool(ids) and ids[-1] in self.tokenizer.ends
         ids = ids[:-1] if ended else ids
-        names, inside, outside = {id: name for name, id in special.items()}, False, []
+        names, inside, outside = {id: name for name, id in self.tokenizer.special.items()}, False, []
         for id in ids:
             inside = names.get(id) in ("box", "quad") or (inside and names.get(id) not in ("/box", "/quad"))
             if not inside:

@@ -11,10 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, checked, config_of
+from trainer.config import TrainConfig, config_of
 from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, exit_status
 from trainer.train import add_training, train
 
@@ -93,17 +92,14 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         if address == "local":
             raise ConfigError(f"{lacking}: fewer --workers, or fewer --cpus")
         sys.stderr.write(f"waiting for the cluster to grow: {lacking}\n")
-    paths = {"folder": os.getcwd(), "init_from": str(options.init_from), "out": str(options.out)}
+    # Whether to try again is decided below, and told.
+    quiet = {"failure_config": FailureConfig(max_failures=0), "logging_config": LoggingConfig(log_level="CRITICAL")}
+    arguments = {"config": config, "init_from": options.init_from, "out": options.out, "profile": options.profile}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(mode="json"), "profile": options.profile, **paths},
+        train_loop_config={"folder": os.getcwd(), "arguments": arguments},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=each),
-        run_config=RunConfig(  # whether to try again is decided below, and told
-            name="ray",
-            storage_path=str(options.out.resolve()),
-            failure_config=FailureConfig(max_failures=0),
-            logging_config=LoggingConfig(log_level="CRITICAL"),
-        ),
+        run_config=RunConfig(name="ray", storage_path=str(options.out.resolve()), **quiet),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=PATIENCE),
     )
     for left in range(max(0, options.retries), -1, -1):
@@ -131,8 +127,7 @@ def _work(given: dict[str, Any]) -> None:
     from ray.train import get_preemption_info
 
     os.chdir(given["folder"])  # paths are said as they were to the launcher, and kept so in checkpoints
-    config, paths = checked(given["config"], "the launcher"), (Path(given["init_from"]), Path(given["out"]))
-    train(config, *paths, given["profile"], lambda: get_preemption_info() is not None)
+    train(**given["arguments"], warned=lambda: get_preemption_info() is not None)
 
 
 if __name__ == "__main__":

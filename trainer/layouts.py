@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from trainer.errors import ModelError
@@ -24,34 +26,14 @@ Shapes = Mapping[str, Shape]
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 TIED_IGNORED = re.compile(rf"{IGNORED.pattern}|^lm_head\.weight$")
 OPENCLIP_IGNORED = re.compile(r"^(?!visual\.)|^visual\.(class_embedding$|ln_post\.|proj$)")
-_LAYER = r"^language\.model\.layers\.(\d+)\."
-# Ours to the released names, the first match; SiLU goes on w2.
-_RELEASED = {
-    r"^vision\.(.*\.attn\.in_proj)_": r"transformer.visual.\1.",
-    r"^vision\.|^projection\.": "transformer.visual.",
-    r"^adapter\.": "transformer.visual.attn_pool.",
-    r"^language\.lm_head\.": "lm_head.",
-    r"^language\.model\.embed_tokens\.": "transformer.wte.",
-    r"^language\.model\.norm\.": "transformer.ln_f.",
-    rf"{_LAYER}input_layernorm\.": r"transformer.h.\1.ln_1.",
-    rf"{_LAYER}post_attention_layernorm\.": r"transformer.h.\1.ln_2.",
-    rf"{_LAYER}self_attn\.[qkv]_proj\.": r"transformer.h.\1.attn.c_attn.",
-    rf"{_LAYER}self_attn\.o_proj\.": r"transformer.h.\1.attn.c_proj.",
-    rf"{_LAYER}mlp\.up_proj\.": r"transformer.h.\1.mlp.w1.",
-    rf"{_LAYER}mlp\.gate_proj\.": r"transformer.h.\1.mlp.w2.",
-    rf"{_LAYER}mlp\.down_proj\.": r"transformer.h.\1.mlp.c_proj.",
-}
-# Released keys of whole numbers, which a Qwen2 configuration calls the same, and others with Qwen-7B's values.
-_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_SIZES = ("patch_size", "width", "layers", "heads")  # of the tower, called the same
-_SAME = {"layer_norm_epsilon": "rms_norm_eps"} | {k: k for k in ("max_position_embeddings", "initializer_range")}
-# What the published code can do in no other way.
-_FIXED = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False, "scale_attn_weights": True}
+# The released names and keys.
+_THEIRS = yaml.safe_load(Path(__file__).with_name("released.yaml").read_text(encoding="utf-8"))
+_COUNTS, _SIZES, _SAME, _FIXED = (_THEIRS[group] for group in ("counts", "sizes", "same", "fixed"))
 
 
 def released_name(name: str) -> str:
     """The released name of a tensor of ours; q, k and v have the same. Raises `ModelError` for one that has none."""
-    for pattern, replacement in _RELEASED.items():
+    for pattern, replacement in _THEIRS["names"].items():
         changed, found = re.subn(pattern, replacement, name)
         if found:
             return changed
@@ -168,17 +150,9 @@ def from_released_config(
     vision = {key: visual[key] for key in _SIZES}
     side = round(tables[0] ** 0.5) * visual["patch_size"]
     vision |= {"image_size": side, "mlp_ratio": visual.get("mlp_ratio", 4.0), "eps": 1e-6}
-    return checked(
-        {
-            "name": QWEN_VL.name,
-            "image_size": visual["image_size"],
-            "image_token": special["imgpad"],
-            "vision": vision,
-            "adapter": {"queries": tables[1], "heads": max(1, hidden // 128)},
-            "language": language,
-        },
-        where,
-    )
+    made = {"name": QWEN_VL.name, "image_size": visual["image_size"], "image_token": special["imgpad"]}
+    adapter = {"queries": tables[1], "heads": max(1, hidden // 128)}
+    return checked({**made, "vision": vision, "adapter": adapter, "language": language}, where)
 
 
 def to_released_config(config: ModelConfig) -> dict[str, Any]:
@@ -194,25 +168,18 @@ def to_released_config(config: ModelConfig) -> dict[str, Any]:
     _only(rope, {"rope_type": "default"}, "the language model")
     _only(vision.model_dump(), tower, "the tower")
     _only(config.adapter.model_dump(), {"eps": 1e-6, "queries": 256, "heads": config.width // 128}, "the adapter")
-    visual = vision.model_dump(include={*_SIZES, "mlp_ratio"})
+    visual = {**vision.model_dump(include={*_SIZES, "mlp_ratio"}), "output_dim": config.width}
+    # The first of <img>, </img>, <imgpad>.
+    visual |= {"image_size": config.image_size, "image_start_id": config.image_token - 2}
     return {
-        "model_type": "qwen",
-        "architectures": ["QWenLMHeadModel"],
+        **_THEIRS["written"],
+        **_FIXED,
         **{key: language[key] for key in _COUNTS},
         **{key: language[ours] for key, ours in _SAME.items()},
-        **_FIXED,
         "intermediate_size": 2 * language["intermediate_size"],
         "kv_channels": config.width // heads,
         "rotary_emb_base": rope["rope_theta"],
-        "seq_length": 2048,
-        "use_dynamic_ntk": True,
-        "use_logn_attn": True,
-        "visual": {
-            **visual,
-            "image_size": config.image_size,
-            "output_dim": config.width,
-            "image_start_id": config.image_token - 2,  # <img>, </img>, <imgpad>
-        },
+        "visual": visual,
     }
 
 

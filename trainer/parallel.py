@@ -111,17 +111,15 @@ def same(ranks: Ranks, make: Callable[[], Made]) -> Made:
     """What rank 0 makes, on every rank; a `TrainerError` of its making is raised on every rank too."""
     if ranks.gloo is None:
         return make()
-    told: list[Any] = [None, None]
+    told: list[Any] = [None]
     try:
-        if not ranks.rank:
-            told = [make(), None]
+        told = [None if ranks.rank else make()]
     except TrainerError as error:
-        told = [None, error]
+        told = [error]
     dist.broadcast_object_list(told, src=0, group=ranks.gloo)
-    made, failed = told
-    if failed is not None:
-        raise failed
-    return cast(Made, made)
+    if isinstance(told[0], TrainerError):
+        raise told[0]
+    return cast(Made, told[0])
 
 
 def together(counts: Counter[str], ranks: Ranks) -> Counter[str]:

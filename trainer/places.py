@@ -35,9 +35,8 @@ class Place:
 
 def places_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[Place]:
     """The boxes and quads in token ids. What is no box is left out: models invent such things."""
-    tags = {
-        tokenizer.special[f"{slash}{name}"]: (slash, name) for name in ("ref", "box", "quad") for slash in ("", "/")
-    }
+    names = ("ref", "box", "quad")
+    tags = {tokenizer.special[f"{slash}{name}"]: (slash, name) for name in names for slash in ("", "/")}
     found: list[Place] = []
     phrase: str | None = None
     begun, start = "", 0

@@ -264,10 +264,8 @@ def _config(name: str) -> ModelConfig:
 def _table(columns: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown that reads well without."""
     labels = list(next(iter(columns.values())))
-    cells = [
-        ["", *labels],
-        *([head, *(_cell(each, column.get(each, "")) for each in labels)] for head, column in columns.items()),
-    ]
+    cells = [[head, *(_cell(each, column.get(each, "")) for each in labels)] for head, column in columns.items()]
+    cells.insert(0, ["", *labels])
     wide = [max(map(len, column)) for column in cells]
     lines = [" | ".join(map(str.ljust, row, wide)) for row in zip(*cells, strict=True)]
     return [f"| {line} |" for line in (lines[0], " | ".join("-" * each for each in wide), *lines[1:])]

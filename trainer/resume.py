@@ -7,27 +7,21 @@ the model folder, the tokenizer and the data, is written beside the weights and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from trainer.checkpoint import Checkpoints, folder_hash
+from trainer.checkpoint import Checkpoints, Json, folder_hash
 from trainer.config import TrainConfig, checked, differences
 from trainer.errors import CheckpointError
 from trainer.parallel import Ranks, same
 from trainer.tokenizer import Tokenizer
 
 
-def origin_of(config: TrainConfig, init_from: Path, tokenizer: Tokenizer, ranks: Ranks) -> dict[str, Any]:
+def origin_of(config: TrainConfig, init_from: Path, tokenizer: Tokenizer, ranks: Ranks) -> Json:
     """What a checkpoint says of the run that it belongs to."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "model": {"name": init_from.name, "sha256": same(ranks, lambda: folder_hash(init_from))},
-        "tokenizer": tokenizer.fingerprint,
-    }
+    model = {"name": init_from.name, "sha256": same(ranks, lambda: folder_hash(init_from))}
+    return {"config": config.model_dump(mode="json"), "model": model, "tokenizer": tokenizer.fingerprint}
 
 
-def where_to_begin(
-    config: TrainConfig, kept: Checkpoints, origin: dict[str, Any], ranks: Ranks
-) -> tuple[int, dict[str, Any]]:
+def where_to_begin(config: TrainConfig, kept: Checkpoints, origin: Json, ranks: Ranks) -> tuple[int, Json]:
     """The steps that are done, and what the checkpoint of the last one says; 0 and nothing without one.
 
     Raises `CheckpointError` for a checkpoint of another run.
@@ -42,7 +36,7 @@ def where_to_begin(
     if not steps:
         return 0, {}
     step = steps[-1] if resume == "auto" else int(resume)
-    before: dict[str, Any] = same(ranks, lambda: kept.state(step))
+    before: Json = same(ranks, lambda: kept.state(step))
     if differing := "; ".join(differences(checked(before["config"], kept.where), config)):
         what_to_do = "name another --out, or the settings of then"
         raise CheckpointError(f"{kept.where}: made by a run with other settings: {differing}: {what_to_do}")
@@ -51,7 +45,7 @@ def where_to_begin(
     return step, before
 
 
-def must_be_the_same(what: str, before: dict[str, Any], origin: dict[str, Any], kept: Checkpoints) -> None:
+def must_be_the_same(what: str, before: Json, origin: Json, kept: Checkpoints) -> None:
     """Raises `CheckpointError` for a checkpoint of another run."""
     there, here = before.get(what, origin[what]), origin[what]
     if there != here:

@@ -37,7 +37,7 @@ PATTERN = (
 # time (100,000 letters: 0.05 s and 0.1 s). No sample that fits into a sequence is as long.
 LONGEST = 100_000
 NO_BPE = "not a plain byte-level BPE tokenizer, and the trainer takes no other"
-_SURROGATES = re.compile("[\ud800-\udfff]")
+SURROGATES = re.compile("[\ud800-\udfff]")
 # Comes back unchanged from a byte-level BPE; not from one that folds case, strips, adds a space or knows no bytes.
 _PROBE = "A b  c 12345,67 don't É 汉字 🙂\u200d\u3000\t\r\n <img> "
 
@@ -45,9 +45,9 @@ _PROBE = "A b  c 12345,67 don't É 汉字 🙂\u200d\u3000\t\r\n <img> "
 class Tokenizer:
     """A vocabulary and its special ids.
 
-    `special`: ids by short name: eos im_start im_end ref /ref box /box quad /quad img /img imgpad. `size`: the rows
-    that an embedding needs, the highest id + 1. `new`: ids that `load_tokenizer` added, which no model has learnt.
-    `save`: writes the files that `load_tokenizer` reads into a model folder's `language/`.
+    `special`: ids by short name: eos im_start im_end ref /ref box /box quad /quad img /img imgpad. `ends`: those that
+    end an answer. `size`: the rows that an embedding needs, the highest id + 1. `new`: ids that `load_tokenizer` added,
+    which no model has learnt. `save`: writes the files that `load_tokenizer` reads into a model folder's `language/`.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Tokenizer:
         self._added = frozenset(added.values())
         self._normalizer, self._ordinary = normalizer, ordinary
         self.special = {"eos": added[eos]} | {name: added[token] for name, token in STRUCTURE.items()}
+        self.ends = [self.special["eos"], self.special["im_end"]]
         self.size, self.save, self.new = max(self._pieces) + 1, save, frozenset(new)
 
     def encode(self, text: str) -> list[int]:
@@ -72,7 +73,7 @@ class Tokenizer:
 
         No token of beginning or end is added. Over `LONGEST` characters text is encoded in parts of that many.
         """
-        text = _SURROGATES.sub("\ufffd", text)
+        text = SURROGATES.sub("\ufffd", text)
         if self._normalizer is not None:
             text = self._normalizer.normalize_str(text)
         return [id for at in range(0, len(text), LONGEST) for id in self._ordinary(text[at : at + LONGEST])]
@@ -88,6 +89,10 @@ class Tokenizer:
             raise TokenizerError(f"id {error.args[0]} is not in the vocabulary of {self.size:,} ids") from error
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def unsayable(self, rows: int) -> list[int]:
+        """Ids that are no answer of a model: an image's, and of its `rows` those that only pad the embedding."""
+        return [*(self.special[name] for name in ("img", "/img", "imgpad")), *range(self.size, rows)]
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over every id's bytes, the special ids and what a line of text becomes."""
@@ -96,8 +101,8 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _from_transformers(outer: Any, where: str, add_structure: bool) -> Tokenizer:
-    """Of a fast byte-level BPE. `where` names it in errors: `TokenizerError` with one line."""
+def from_transformers(outer: Any, where: str, add_structure: bool) -> Tokenizer:
+    """Of a fast byte-level BPE of transformers. Raises `TokenizerError`; where: what it is called there."""
     import tokenizers
 
     backend: Any = getattr(outer, "backend_tokenizer", None)  # None: not a fast one
@@ -110,8 +115,7 @@ def _from_transformers(outer: Any, where: str, add_structure: bool) -> Tokenizer
     new = [id for token, id in outer.get_added_vocab().items() if token not in had]
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     added = {token.content: id for id, token in backend.get_added_tokens_decoder().items()}
-    missing = [token for token in STRUCTURE.values() if token not in added]
-    if missing:
+    if missing := [token for token in STRUCTURE.values() if token not in added]:
         raise TokenizerError(f"{where}: has no {' '.join(missing)}: `python -m trainer.convert assemble` adds them")
     if outer.eos_token not in added:
         raise TokenizerError(f"{where}: names no token for the end of a text: set eos_token")
@@ -161,7 +165,7 @@ def load_tokenizer(folder: Path, add_structure: bool = False) -> Tokenizer:
     except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(f"{folder}: transformers cannot open its tokenizer: {reason}") from error
-    return _from_transformers(outer, str(folder), add_structure)
+    return from_transformers(outer, str(folder), add_structure)
 
 
 def from_tiktoken(path: Path) -> Tokenizer:
@@ -198,26 +202,3 @@ def _write_ranks(ranks: dict[bytes, int], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ranked = sorted((rank, base64.b64encode(piece)) for piece, rank in ranks.items())
     (folder / QWEN_FILE).write_bytes(b"".join(b"%b %d\n" % (piece, rank) for rank, piece in ranked))
-
-
-def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """A byte-level BPE of at most `size` ids, the 12 structural ones last: fewer where the texts have no more pairs.
-
-    Cuts text as Qwen does. The same texts give the same vocabulary. Raises `TokenizerError` below 268 ids.
-    """
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Core
-    from transformers import PreTrainedTokenizerFast
-
-    structural = len(STRUCTURE) + 1
-    if size < 256 + structural:
-        raise TokenizerError(f"a vocabulary of {size} ids: 256 bytes and {structural} structural tokens are the least")
-    core: Any = Core(models.BPE())
-    core.normalizer, core.decoder = normalizers.NFC(), decoders.ByteLevel()
-    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    letters, room = sorted(_byte_letters()), size - structural
-    trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=letters, show_progress=False)
-    core.train_from_iterator((_SURROGATES.sub("\ufffd", text) for text in texts), trainer)
-    outer = cast(Any, PreTrainedTokenizerFast)(tokenizer_object=core, eos_token=EOS, pad_token=EOS)
-    return _from_transformers(outer, "the trained vocabulary", add_structure=True)

@@ -248,9 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = config_of(options)
-    folder = train(config, options.init_from, options.out, options.profile)
-    if folder:
+    if folder := train(config_of(options), options.init_from, options.out, options.profile):
         sys.stdout.write(f"model: {folder}\n")
 
 

@@ -71,28 +71,23 @@ def assemble(
     width, rows = values.get("hidden_size"), values.get("vocab_size")
     if not isinstance(width, int) or not isinstance(rows, int):
         raise ModelError(f"{language / 'config.json'}: hidden_size or vocab_size is missing")
-    config = checked(
-        {
-            "name": f"{Path(vision).name}+{language.name}",
-            "image_size": tower.image_size if image_size is None else image_size,
-            "image_token": tokenizer.special["imgpad"],
-            "vision": tower.model_dump() | ({} if vision_eps is None else {"eps": vision_eps}),
-            "adapter": {"queries": queries, "heads": max(1, width // 128) if adapter_heads is None else adapter_heads},
-            "language": values | {"vocab_size": max(rows, tokenizer.size)},
-        },
-        f"{vision} and {language}",
-    )
+    size = tower.image_size if image_size is None else image_size
+    heads = max(1, width // 128) if adapter_heads is None else adapter_heads
+    made = {"name": f"{Path(vision).name}+{language.name}", "image_size": size}
+    made |= {"image_token": tokenizer.special["imgpad"], "adapter": {"queries": queries, "heads": heads}}
+    made["vision"] = tower.model_dump() | ({} if vision_eps is None else {"eps": vision_eps})
+    made["language"] = values | {"vocab_size": max(rows, tokenizer.size)}
+    config = checked(made, f"{vision} and {language}")
     wanted = _wanted(config)
     eyes = layouts.from_openclip({name: shape for name, shape in wanted.items() if name.startswith("vision.")})
     speech = {name: shape for name, shape in wanted.items() if name.startswith(LANGUAGE)}
     spoken = layouts.grown((layouts.from_released if qwen else layouts.from_transformers)(speech), rows, tokenizer.new)
     seen.check(eyes, layouts.OPENCLIP_IGNORED)
     read.check(spoken, layouts.IGNORED if "language.lm_head.weight" in wanted else layouts.TIED_IGNORED)
-    fresh = torch.nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh["adapter"] = Adapter(config.adapter, config.vision.width, width)
-        fresh["projection"] = Projection(width, config.adapter.eps)
+        adapter = Adapter(config.adapter, config.vision.width, width)
+        fresh = torch.nn.ModuleDict({"adapter": adapter, "projection": Projection(width, config.adapter.eps)})
     tensors = chain(seen.stream(eyes), fresh.state_dict().items(), read.stream(spoken))
     write_model(out, config, _cast(tensors, dtype, "assemble", len(wanted)), tokenizer)
 

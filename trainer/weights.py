@@ -65,11 +65,9 @@ class Checkpoint:
     def check(self, takes: Mapping[str, Take], ignored: re.Pattern[str] = NOTHING) -> None:
         """Raises `ModelError` unless these tensors are there in these shapes, and no others than `ignored` ones."""
         wanted = {key: take.shape for take in takes.values() for key in take.keys}
-        missing = sorted(wanted.keys() - self.shapes.keys())
-        if missing:
+        if missing := sorted(wanted.keys() - self.shapes.keys()):
             raise ModelError(f"{self.name}: {missing[0]} is missing ({len(missing)} of {len(wanted)} tensors)")
-        unknown = sorted(key for key in self.shapes.keys() - wanted.keys() if not ignored.search(key))
-        if unknown:
+        if unknown := sorted(key for key in self.shapes.keys() - wanted.keys() if not ignored.search(key)):
             raise ModelError(f"{self.name}: {unknown[0]}: this model has no such tensor ({len(unknown)} in all)")
         for key, shape in wanted.items():
             if (there := self.shapes[key]) != shape:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from demo.answers import AIMS, answer, judged, overlap, show, unseen
+from demo.language import train_bpe
 from demo.tasks import texts
 from tests.trainer.models import save_model
 from trainer.data.tasks import Layout, encode_sample
 from trainer.generate import Speaker
 from trainer.model.config import tiny
 from trainer.model.vlm import build_model
-from trainer.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_overlap() -> None:
 
 def test_a_model_is_asked_and_its_answers_are_kept(speaker: Speaker, tmp_path: Path) -> None:
     save_model(speaker.model, speaker.tokenizer, tmp_path / "model")
-    told = show(tmp_path / "model", tmp_path, scenes=3)
+    told = show(tmp_path / "model", tmp_path / "model", tmp_path, scenes=3)
     kept = json.loads((tmp_path / "answers.json").read_text())
     assert kept["answers"] == [each._asdict() for each in answer(speaker, unseen(3))]
     assert kept["box"]["of"] == 3

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo.language import train_bpe
 from trainer.data.batch import Batch, Encoded, pack
 from trainer.model.config import ModelConfig, tiny
 from trainer.model.folder import named_tensors, write_model
 from trainer.model.vlm import VisionLanguageModel, build_model
-from trainer.tokenizer import Tokenizer, train_bpe
+from trainer.tokenizer import Tokenizer
 
 TEXTS = [
     "Two red circles on a white background.",

@@ -236,7 +236,7 @@ def test_places_are_drawn_on_the_upright_picture(folder: Path, tmp_path: Path) -
 
 
 def test_a_tokenizer_of_another_model_is_told(folder: Path, tmp_path: Path) -> None:
-    from trainer.tokenizer import train_bpe
+    from demo.language import train_bpe
 
     shutil.copytree(folder, tmp_path / "model")
     train_bpe(["another text altogether, with other pairs"], 280).save(tmp_path / "model" / "language")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo.language import train_bpe
 from demo.tasks import TASKS, draw_images, sample_of, texts
 from trainer.data.batch import Encoded, pack
 from trainer.data.images import to_pixels
@@ -17,7 +18,7 @@ from trainer.data.tasks import Layout, encode_sample
 from trainer.generate import Speaker
 from trainer.model.config import tiny
 from trainer.model.vlm import VisionLanguageModel, build_model
-from trainer.tokenizer import Tokenizer, train_bpe
+from trainer.tokenizer import Tokenizer
 
 QUERIES, SIZE = 64, 64
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from demo.language import train_bpe
 from tests.trainer.models import vocabulary_file
 from trainer.errors import TokenizerError
 from trainer.tokenizer import (
@@ -31,7 +32,6 @@ from trainer.tokenizer import (
     Tokenizer,
     from_tiktoken,
     load_tokenizer,
-    train_bpe,
 )
 
 TEXTS = [
@@ -306,7 +306,7 @@ def test_fingerprints_tell_vocabularies_apart(qwen: Tokenizer, own: Tokenizer, t
 
 
 def test_training_is_the_same_in_every_process(own: Tokenizer) -> None:
-    code = f"from trainer.tokenizer import train_bpe; print(train_bpe({TEXTS!r}, 400).fingerprint)"
+    code = f"from demo.language import train_bpe; print(train_bpe({TEXTS!r}, 400).fingerprint)"
     environment = os.environ | {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, own.fingerprint), done.stderr

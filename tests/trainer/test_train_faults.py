@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo.language import train_bpe
 from shards.schema import Caption, dump_sample
 from shards.storage import Storage
 from shards.tar import build_shard
@@ -16,7 +17,6 @@ from tests.small_disk import small_disk
 from tests.trainer.models import model as small_model
 from tests.trainer.models import save_model, tokenizer
 from tests.trainer.training import command, data_set, ended, losses, model_folder, start
-from trainer.tokenizer import train_bpe
 from trainer.train import main
 
 

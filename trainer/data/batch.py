@@ -84,17 +84,14 @@ def pack(
 
     Raises `DataError` where placeholders and images do not agree: nothing later would tell.
     """
-    shown = sum(sample.images for sample in samples)
-    if shown != len(pixels):
+    if (shown := sum(sample.images for sample in samples)) != len(pixels):
         raise DataError(f"the samples show {shown} images, {len(pixels)} were given")
     placed: list[Tensor] = []
     for number, sample in enumerate(samples):
         places = sample.ids.count(image_token)
         if not sample.ids or places != sample.images * queries:
-            raise DataError(
-                f"sample {number} ({sample.task}) has {len(sample.ids)} tokens, {places} of them placeholders, "
-                f"for {sample.images} images of {queries}"
-            )
+            has = f"{len(sample.ids)} tokens, {places} of them placeholders"
+            raise DataError(f"sample {number} ({sample.task}) has {has}, for {sample.images} images of {queries}")
         first = len(placed)
         placed += [pixels[first + image] for image in sample.order or range(sample.images)]
     lengths = tuple(len(sample.ids) for sample in samples)

@@ -83,8 +83,7 @@ class Loader:
         self.shares = [weight / sum(weights) for weight in weights]
         counts = counts if data.weights else [np.concatenate(counts)]
         self.orders = [Order(each, data.chunk, data.lanes, data.seed) for each in counts]
-        fewest = min(order.nsamples for order in self.orders)
-        if fewest < data.lanes:
+        if (fewest := min(order.nsamples for order in self.orders)) < data.lanes:
             fits = max(lanes for lanes in range(1, fewest + 1) if size % lanes == 0)
             raise ConfigError(f"{fewest:,} samples for {data.lanes:,} lanes, one each is needed: set data.lanes={fits}")
         self.tokenizer, self.image_token = tokenizer, model.image_token

@@ -59,8 +59,7 @@ def open_source(uri: str, check: bool = False) -> Source:
     try:
         storage = Storage.open(folder)
         manifest = read_manifest(storage, name)
-        shards = manifest.shards
-        if not shards:
+        if not (shards := manifest.shards):
             raise DataError(f"{uri}: the data set has no shards: its run kept nothing, or has not begun")
         urls, hashes = tuple(shard.url for shard in shards), "".join(shard.sha256 for shard in shards)
         counts, sizes = np.array([(shard.nsamples, shard.bytes) for shard in shards], np.int64).T.copy()

@@ -9,6 +9,7 @@ without an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -94,8 +95,5 @@ def _looped(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
     """A call for each segment. `split`, and not slices: its backward is one concatenation, theirs N full tensors."""
     cut = (torch.split(tensor, [*segments.lengths], dim=2) for tensor in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
-    outs = (
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped).transpose(1, 2)
-        for q, k, v in zip(*cut, strict=True)
-    )
-    return torch.cat(list(outs), dim=1)
+    attend = partial(scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return torch.cat([attend(*segment).transpose(1, 2) for segment in zip(*cut, strict=True)], dim=1)

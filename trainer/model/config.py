@@ -1,4 +1,4 @@
-"""What a model consists of, in numbers, and the presets `qwen-vl` and `tiny`.
+"""What a model consists of, in numbers, and the presets `qwen-vl` and `tiny` of `presets.yaml`.
 
 The one decision: the language model's configuration is transformers' own, a plain dictionary with `model_type`, and is
 kept in `language/config.json`; `config.json` of a model folder holds the rest. Nothing is said twice.
@@ -7,8 +7,10 @@ kept in `language/config.json`; `config.json` of a model folder holds the rest. 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import ModelError, first_mistake
@@ -110,53 +112,12 @@ def checked(values: dict[str, Any], where: str) -> ModelConfig:
 
 
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Every number of the released configuration: hidden sizes, heads, vocabulary and eps of Qwen-7B and of its visual part.
-_QWEN_7B: dict[str, Any] = {
-    "model_type": "qwen2",
-    "architectures": ["Qwen2ForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 151936,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "tie_word_embeddings": False,
-    "initializer_range": 0.02,
-    **dict.fromkeys(ENDS, 151643),
-}
-
-QWEN_VL = ModelConfig(
-    name="qwen-vl",
-    image_size=448,
-    image_token=151859,
-    vision=VisionConfig(image_size=224, patch_size=14, width=1664, layers=48, heads=16, mlp_ratio=4.9231, eps=1e-6),
-    adapter=AdapterConfig(queries=256, heads=32),
-    language=_QWEN_7B,
-)
+_PRESETS = yaml.safe_load((Path(__file__).parents[1] / "presets.yaml").read_text(encoding="utf-8"))
+QWEN_VL = ModelConfig(**_PRESETS["qwen-vl"])
 
 
 def tiny(vocab_size: int, image_token: int, eos_token: int) -> ModelConfig:
     """Under 10 M parameters, for a CPU: the tower of the demo's CLIP (64 px in patches of 8) and a small Qwen2."""
-    return ModelConfig(
-        name="tiny",
-        image_size=64,
-        image_token=image_token,
-        vision=VisionConfig(image_size=64, patch_size=8, width=128, layers=3, heads=4),
-        adapter=AdapterConfig(queries=64, heads=6),
-        language={
-            **_QWEN_7B,
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": 2048,
-            "initializer_range": 0.05,  # a larger one for a narrower model: learns faster
-            "tie_word_embeddings": True,
-            **dict.fromkeys(ENDS, eos_token),
-        },
-    )
+    preset = _PRESETS["tiny"]
+    language = {**preset["language"], "vocab_size": vocab_size, **dict.fromkeys(ENDS, eos_token)}
+    return ModelConfig(**{**preset, "image_token": image_token, "language": language})

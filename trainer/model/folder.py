@@ -96,10 +96,8 @@ def own_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     tokenizer = load_tokenizer(folder / LANGUAGE)
     rows, image = int(config.language["vocab_size"]), tokenizer.special["imgpad"]
     if tokenizer.size > rows or image != config.image_token:
-        differ = (
-            f"{tokenizer.size:,} ids and <imgpad> {image:,}, the model has {rows:,} rows and {config.image_token:,}"
-        )
-        raise TokenizerError(f"{folder}: the tokenizer is another model's: {differ}")
+        has, wants = f"{tokenizer.size:,} ids and <imgpad> {image:,}", f"{rows:,} rows and {config.image_token:,}"
+        raise TokenizerError(f"{folder}: the tokenizer is another model's: {has}, the model has {wants}")
     return tokenizer
 
 
@@ -122,20 +120,17 @@ def fitting_tensors(folder: Path, model: VisionLanguageModel) -> Iterator[tuple[
     return found.stream(takes)
 
 
-def load_model(
-    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> VisionLanguageModel:
+def load_model(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> VisionLanguageModel:
     """A model from a complete folder, in evaluation mode; the language model is tried for packing.
 
     dtype: of all parameters; None: of each as it is stored. Raises `ModelError` for a tensor that is missing, unknown
     or of another shape, and as `check_language` does.
     """
     model = build_model(load_config(folder), "meta")
-    # Copies of their own: what was read is the file's memory, and would change, or crash, with the file.
-    loaded = {
-        name: tensor.to(device=device, dtype=None if name == _TABLE else dtype, copy=True)
-        for name, tensor in fitting_tensors(folder, model)
-    }
+    loaded = {}
+    for name, tensor in fitting_tensors(folder, model):
+        # Copies of their own: what was read is the file's memory, and would change, or crash, with the file.
+        loaded[name] = tensor.to(device=device, dtype=None if name == _TABLE else dtype, copy=True)
     # The tensors become the parameters: nothing is allocated twice.
     model.load_state_dict(loaded, strict=False, assign=True)
     refill(model, device)

@@ -64,16 +64,10 @@ class Tower(nn.Module):
         width, patch = config.width, config.patch_size
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(config.grid() ** 2, width))
-        norm = partial(LayerNorm, eps=config.eps)
+        norm, activation = partial(LayerNorm, eps=config.eps), QuickGELU if config.activation != "gelu" else nn.GELU
         self.ln_pre = norm(width)
-        self.transformer = Transformer(
-            width,
-            config.layers,
-            config.heads,
-            config.mlp_ratio,
-            act_layer=QuickGELU if config.activation == "quick_gelu" else nn.GELU,
-            norm_layer=norm,
-        )
+        given = {"mlp_ratio": config.mlp_ratio, "act_layer": activation, "norm_layer": norm}
+        self.transformer = Transformer(width, config.layers, config.heads, **given)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [N, 3, S, S] to patches [N, (S / patch_size)², width], rows first; N may be 0.

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from demo.language import train_bpe
 from shards.schema import (
     Caption,
     Chat,
@@ -29,7 +30,6 @@ from shards.schema import (
 from tests.shards.test_schema import samples
 from trainer.data.batch import IGNORE, Encoded, pack
 from trainer.data.tasks import Layout, box_text, coordinate, encode_sample, fraction, points_text
-from trainer.tokenizer import train_bpe
 
 ENGLISH = (
     "Generate the caption in English with grounding: Woman and her dog. An ear on a giraffe is the question. Answer: "
