@@ -137,6 +137,7 @@ def killed(victim: Driver, root: int) -> None:
     assert line == victim.said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_local_head_that_dies_ends_the_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(head.CORE_VARIABLE, "15")
     gate = tmp_path / "gate"
