@@ -102,6 +102,7 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         run_config=RunConfig(name="ray", storage_path=str(options.out.resolve()), **quiet),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=PATIENCE),
     )
+    line = ""
     for left in range(max(0, options.retries), -1, -1):
         try:
             trainer.fit()
@@ -111,8 +112,8 @@ def _on_ray(config: TrainConfig, options: argparse.Namespace, count: int | tuple
         except TrainingFailedError as error:
             failed = [*getattr(error, "worker_failures", {}).values(), error]
             mistake = next((each for each in failed if isinstance(each, TrainerError)), None)
-            # Where a worker is lost, others may tell of files or data.
-            if mistake and not (left and isinstance(mistake, CheckpointError | DataError)):
+            # Where a worker is lost, others may tell of files or data; what is said twice is meant.
+            if mistake and (not left or str(mistake) == line or not isinstance(mistake, CheckpointError | DataError)):
                 raise mistake from error
             line = str(mistake or failed[0]).strip().partition("\n")[0]
             if not left:

@@ -22,7 +22,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig, add_arguments, config_of
-from trainer.errors import TrainerError, exit_status
+from trainer.errors import ConfigError, TrainerError, exit_status
 
 if TYPE_CHECKING:
     from trainer.model.vlm import VisionLanguageModel
@@ -45,6 +45,8 @@ def train(
     """
     from trainer import parallel
 
+    if (out / "model").resolve() == init_from.resolve():
+        raise ConfigError(f"--out {out}: the stage's model would be written over --init-from {init_from}: name another")
     ranks = parallel.start(config.parallel)
     try:
         with _asked_to_stop() as stop:
@@ -225,7 +227,8 @@ def parser() -> argparse.ArgumentParser:
         description="Trains one of the three stages on shards, from one complete model folder to the next. Killed or "
         "asked to stop, the same command goes on from the last checkpoint, on any number of ranks.",
         epilog="examples:\n"
-        "  python -m trainer.train --stage 1 --data runs/demo --init-from data/demo/model --out runs/stage1\n"
+        "  python -m trainer.train --stage 1 --data runs/demo --init-from data/demo/model --out runs/stage1 "
+        "--config demo/training.yaml\n"
         "  torchrun --nproc-per-node 8 -m trainer.train --stage 2 --data s3://b/stage2 --init-from runs/stage1/model "
         "--out runs/stage2 optim.lr=3e-5",
         formatter_class=argparse.RawDescriptionHelpFormatter,

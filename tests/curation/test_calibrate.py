@@ -134,6 +134,7 @@ def test_each_language_is_cut_at_the_same_share(tmp_path: Path, capsys: pytest.C
     assert run(load(config).profile("test")).totals.retention == told["retention"]
 
 
+@pytest.mark.slow
 def test_rows_that_the_run_never_scored_are_scored_here(tmp_path: Path) -> None:
     for number in range(3):
         short = [member for sample in good_pairs(3, number * 10) for member in sample]

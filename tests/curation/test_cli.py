@@ -61,6 +61,7 @@ def test_a_run_from_the_shell(tmp_path: Path) -> None:
     assert "aspect_ratio.max: 3.0 -> 2.5" in refused
 
 
+@pytest.mark.slow
 def test_a_failed_unit_makes_the_exit_status_one(tmp_path: Path) -> None:
     write_tar(tmp_path / "in/a.tar", flat(good_pairs(2)))
     write_tar(tmp_path / "in/b.tar", pair("x", "a caption that goes boom", image()))

@@ -302,6 +302,7 @@ def test_a_shard_that_kills_its_worker_is_given_up_and_the_others_go_on() -> Non
     assert {fetched.shard for fetched in ended if fetched.error} == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_cluster_fetches_the_same(tmp_path: Path, web: Web) -> None:
     write_list(tmp_path, web, [f"/{index}.jpg" for index in range(15)])

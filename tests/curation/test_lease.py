@@ -219,6 +219,7 @@ def test_a_store_that_is_busy_for_a_moment_gets_its_lease_back(store: Store) -> 
     assert "run/lease.json" not in store.objects(bucket)
 
 
+@pytest.mark.slow
 def test_a_lease_does_not_use_up_the_patience_of_the_run(
     store: Store, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

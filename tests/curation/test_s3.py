@@ -295,6 +295,7 @@ def broken_unit(method: str, path: str, number: int) -> Fault | None:
     return Fault(status=503) if "/ledger/" in path and path.rpartition("/")[2][0] in "01234567" else None
 
 
+@pytest.mark.slow
 def test_units_that_cannot_be_written_fail_and_are_finished_later(
     store: Store, place: Place, command: Commands, expected: dict[str, bytes]
 ) -> None:

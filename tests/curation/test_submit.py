@@ -192,6 +192,7 @@ def test_a_submitted_run_of_this_checkout(head: Head, tmp_path: Path) -> None:
     assert megabytes(uploads(head)[upload]) < 5
 
 
+@pytest.mark.slow
 def test_the_exit_status_is_the_runs(head: Head, tmp_path: Path, checkout: Path) -> None:
     """Three jobs side by side: a unit that fails (1), a mistake in the file (2), an output that would be lost (2)."""
     write_tar(tmp_path / "in/a.tar", flat(good_pairs(2)))

@@ -72,6 +72,14 @@ def test_a_model_folder_that_is_none(
     assert "vision.safetensors: is damaged" in refused(capsys, *command(1, data, cut, tmp_path / "out"))
 
 
+def test_a_model_that_would_be_written_over_itself(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "model"))
+    assert "would be written over --init-from" in refused(capsys, *command(1, data, own, tmp_path))
+    assert (own / "config.json").exists()
+
+
 def test_the_tokenizer_of_another_model(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(small_model(), train_bpe(["another text altogether"], 300), tmp_path / "model")
     line = refused(capsys, *command(1, data, tmp_path / "model", tmp_path / "out"))

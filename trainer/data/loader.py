@@ -170,6 +170,7 @@ class _Lanes(IterableDataset[Any]):
             number, workers = worker.id, worker.num_workers
             # A run that is asked to stop needs its data until it does; asked twice, as at its end, a worker leaves.
             signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C comes here too
         try:
             reader = Reader(run.sources)
             lanes = [_Lane(run, reader, lane) for lane in run.lanes[number::workers]]

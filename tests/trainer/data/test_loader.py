@@ -423,6 +423,7 @@ def test_what_reads_an_object_store_is_not_forked(folder: Path) -> None:
         found = [next(made)]
         (worker,) = set(multiprocessing.active_children()) - before
         assert isinstance(worker, multiprocessing.get_context("spawn").Process)
+        os.kill(worker.pid or 0, signal.SIGINT)  # a terminal's Ctrl-C goes to all processes of a run
         found += made
     assert [micro.keys for micro in found] == [micro.keys for micro in alone]
     assert [told(micro.batch) for micro in found] == [told(micro.batch) for micro in alone]
