@@ -102,7 +102,7 @@ def peers(folder: Path, config: Any, tokenizer: Any, size: int, workers: int) ->
 
     def sample(picture: Any, text: str) -> tuple[Any, Any, Any]:
         told = [*tokenizer.encode(f" {text}"), eos]
-        return look(picture), torch.tensor(head + told), torch.tensor([-100] * len(head) + told)
+        return look(picture.convert("RGB")), torch.tensor(head + told), torch.tensor([-100] * len(head) + told)
 
     def batch(rows: list[Any]) -> tuple[Any, ...]:
         pixels, ids, labels = zip(*rows, strict=True)
