@@ -86,7 +86,7 @@ def histogram(name: str, counted: Mapping[str, Any], thresholds: Sequence[Thresh
             first, last = min(first, at - 1), max(last, at + 1)
     first, last = max(first - 1, 0), min(last + 1, len(all_) - 1)
     step = max(round(1 / width), 1) if whole and width < 1 else 1
-    while (last + 1 - first) / step > _BARS:
+    while (last + 1 - first + first % step) / step > _BARS:  # the first bar begins at a multiple
         step *= 2
     first -= first % step
     bars = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from curation.report.charts import (
@@ -55,6 +55,7 @@ def test_thresholds_are_found_by_their_names(
     st.sampled_from([(0.0, 64.0), (0.0, 1024.0), (-0.5, 1.0), (-1.0, 1.0), (1.0, 9.0)]),
     st.lists(st.floats(-2000, 2000), max_size=3),
 )
+@example(filled={70: 1, 71: 1, 72: 1, 195: 1}, ends=(0.0, 64.0), marks=[])  # an odd first bar
 def test_every_sample_is_drawn_or_told(filled: dict[int, int], ends: tuple[float, float], marks: list[float]) -> None:
     chart = shown("f · s", counted(filled, *ends), [Threshold(f"min_{at}", at, "min") for at in marks])
     assert sum(bar[2] for bar in chart.bars) + chart.below + chart.above == chart.total == sum(filled.values())
