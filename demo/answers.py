@@ -92,8 +92,7 @@ def answer(speaker: Speaker, asked: list[Asked], progress: Progress | None = Non
 
 def judged(asked: Asked, ids: list[int], speaker: Speaker) -> Answer:
     """What the model said in ids, and whether it is right."""
-    ends = (speaker.tokenizer.special["eos"], speaker.tokenizer.special["im_end"])
-    said = speaker.tokenizer.decode([token for token in ids if token not in ends]).strip()
+    said = speaker.tokenizer.decode([token for token in ids if token not in speaker.tokenizer.ends]).strip()
     found = Answer(asked.kind, asked.question, said, asked.truth)
     if asked.box is None:
         return found._replace(right=said == asked.truth) if asked.kind in AIMS else found

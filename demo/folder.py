@@ -68,6 +68,18 @@ def work_folder(folder: Path, what: str) -> Path:
     return work
 
 
+@contextmanager
+def in_place_of(folder: Path) -> Iterator[Path]:
+    """A working folder that takes the place of `folder` where the block ends well, and else leaves nothing behind."""
+    work = work_folder(folder.parent, folder.name)
+    try:
+        yield work
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def sweep(folder: Path, what: str) -> list[Path]:
     """Removes the working folders of dead builds: their process is gone, or nothing happened in them for an hour.
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from demo.clip import read_card, source_digest
-from demo.folder import prepare, sweep, work_folder
+from demo.folder import in_place_of, prepare, sweep
 from demo.tasks import texts
 from demo.train_clip import Progress
 from trainer.errors import TokenizerError
@@ -67,16 +66,11 @@ def ensure_language(folder: Path, recipe: Recipe | None = None, progress: Progre
         model = build_language(tiny(tokenizer.size, tokenizer.special["imgpad"], eos).language)
     losses = _train(model, [[*tokenizer.encode(text), eos] for text in known], recipe, progress)
     card = {"recipe": wanted, **recipe._asdict(), "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 3)}
-    work = work_folder(folder.parent, folder.name)
-    try:
+    with in_place_of(folder) as work:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of one small file
         model.save_pretrained(work)
         tokenizer.save(work)
         (work / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return card
 
 

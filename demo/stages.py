@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from functools import partial
 from hashlib import sha256
 from multiprocessing import get_context
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demo.clip import source_digest
-from demo.folder import prepare, sweep, work_folder
+from demo.folder import in_place_of, prepare, sweep
 from demo.tasks import draw_images, sample_of
 from demo.train_clip import Progress
 from shards.index import write_shard
@@ -63,10 +62,9 @@ def ensure_data(out: Path, made: DataSet, seed: int = 0, progress: Progress | No
         return False
     prepare(out)
     sweep(out, made.name)
-    work = work_folder(out, made.name)
     jobs = [range(at, min(at + PER_SHARD, made.samples)) for at in range(0, made.samples, PER_SHARD)]
     entries: list[ShardEntry] = []
-    try:
+    with in_place_of(out / made.name) as work:
         # Spawned, not forked: the caller may hold threads (Arrow's, torch's).
         with get_context("spawn").Pool(min(os.cpu_count() or 1, len(jobs))) as pool:
             for entry in pool.imap(partial(_write_shard, work, made, seed), jobs):
@@ -75,10 +73,6 @@ def ensure_data(out: Path, made: DataSet, seed: int = 0, progress: Progress | No
                     progress(f"demo {made.name}", sum(each.nsamples for each in entries), made.samples)
         manifest = DatasetManifest(name=f"demo-{made.name}", fingerprints=recipe, shards=entries)
         write_manifest(Storage.open(str(work)), manifest)
-        shutil.rmtree(out / made.name, ignore_errors=True)
-        work.rename(out / made.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return True
 
 

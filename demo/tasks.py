@@ -77,7 +77,7 @@ def sample_of(task: str, rng: random.Random) -> Made:
     `colour` and `count` are tasks too: vqa that asks for these alone. No side of a picture is longer than `SIDE`
     pixels. The boxes of a phrase go by their left edge, then by their top.
     """
-    language: Language = "zh" if task != "ocr" and rng.random() < 0.25 else "en"
+    language = "en" if task == "ocr" else _language(rng)
     if task == "text":
         return Made(PureText(language=language, text=_prose(language, rng)), ())
     if task == "chat":
@@ -105,7 +105,7 @@ def texts(count: int, seed: int) -> Iterator[str]:
     for number in range(count):
         rng = random.Random(f"texts/{seed}/{number}")
         told = rng.random() < 0.6
-        yield _asked(rng) if told else _written(sample_of(rng.choice((*TASKS, "text", "text", "chat")), rng).sample)
+        yield _read_off(rng) if told else _written(sample_of(rng.choice((*TASKS, "text", "text", "chat")), rng).sample)
 
 
 def _one_picture(task: str, teller: Teller) -> Sample:
@@ -184,12 +184,17 @@ def _prose(language: Language, rng: random.Random) -> str:
     return ("" if language == "zh" else " ").join(dict.fromkeys(fact.text for fact in told))
 
 
-def _asked(rng: random.Random) -> str:
+def _read_off(rng: random.Random) -> str:
     """A picture in words, and two to four questions about it with their short answers."""
-    teller = Teller(sample_scene(rng, (SIDE, SIDE)), "zh" if rng.random() < 0.25 else "en", rng)
+    scene = sample_scene(rng, (SIDE, SIDE))
+    teller = Teller(scene, _language(rng), rng)
     text = teller.describe().text
     facts = {fact.question: fact.answer for fact in (teller.ask(SEEING) for _ in range(rng.randint(2, 4)))}
     return " ".join((text, *(f"{question} Answer: {answer}" for question, answer in facts.items())))
+
+
+def _language(rng: random.Random) -> Language:
+    return "zh" if rng.random() < 0.25 else "en"
 
 
 def _size(rng: random.Random) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from trainer.config import TrainConfig
-from trainer.data.batch import Batch, Encoded, pack
+from trainer.data.batch import Batch, Encoded, filler, pack, prompt
 from trainer.data.images import to_square
 from trainer.data.reader import Raw, first
 from trainer.data.source import open_source
@@ -66,7 +66,7 @@ class HeldOut:
         self._prompts = [prompt for _, prompt in sorted(asked, key=lambda ranked: ranked[0])][: config.eval.speak]
         # As many in a batch as there is room for, were all as long as the longest of any rank.
         rows, room = -(-len(lengths) // ranks.world), config.batch.micro * data.length
-        mine += [(Encoded((tokenizer.special["eos"],), (False,), 0, "text", 0), [])] * (rows - len(mine))
+        mine += [(filler(tokenizer.special["eos"]), [])] * (rows - len(mine))
         each = room // max(lengths, default=room)
         self._batches = [self._pack(mine[at : at + each]) for at in range(0, rows, each)]
 
@@ -89,7 +89,7 @@ class HeldOut:
                 if not (going := [at for at, row in enumerate(rows) if row[-1] not in self._tokenizer.ends]):
                     break
                 pairs = [(rows[at], self._prompts[at][2]) for at in going]
-                asked = [(Encoded(tuple(ids), (False,) * len(ids), len(each), "text"), each) for ids, each in pairs]
+                asked = [(prompt(ids, len(each)), each) for ids, each in pairs]
                 tokens = model.next_tokens(self._pack(asked).to(self._ranks.device), unsayable)
                 for at, token in zip(going, same(self._ranks, tokens.tolist), strict=True):
                     rows[at].append(token)

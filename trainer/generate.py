@@ -87,13 +87,13 @@ class Speaker:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        from trainer.data.batch import Encoded, pack
+        from trainer.data.batch import pack, prompt
         from trainer.model.language import unpacked
 
         if not rows:
             return []
         config, ends = self.model.config, self.tokenizer.ends
-        asked = [Encoded(tuple(ids), (False,) * len(ids), len(pixels), "text") for ids, pixels in rows]
+        asked = [prompt(ids, len(pixels)) for ids, pixels in rows]
         shown = [image for _, pixels in rows for image in pixels]
         batch = pack(asked, shown, self.image_size, config.image_token, config.adapter.queries)
         batch = batch.to(self.model.vision.conv1.weight.device)

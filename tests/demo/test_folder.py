@@ -11,7 +11,7 @@ import pytest
 
 from demo import folder as folder_module
 from demo.clip import ensure_clip
-from demo.folder import FolderError, alone, prepare, sweep, work_folder
+from demo.folder import FolderError, alone, in_place_of, prepare, sweep, work_folder
 from demo.web import PARTS, build_web
 
 
@@ -122,3 +122,16 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path: Path) -> None:
     with alone(tmp_path, lambda: pytest.fail("nobody holds it")):
         pass
     other.communicate()
+
+
+def test_what_is_made_takes_the_place_of_what_was_there_or_nothing_changes(tmp_path: Path) -> None:
+    old = tmp_path / "made"
+    old.mkdir()
+    (old / "file").write_text("old")
+    with pytest.raises(FileExistsError), in_place_of(old) as work:
+        work.mkdir()  # fails half-way: it is there
+    assert (old / "file").read_text() == "old"
+    with in_place_of(old) as work:
+        (work / "other").write_text("new")
+    assert [path.name for path in old.iterdir()] == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -45,6 +45,16 @@ class Encoded:
             raise DataError(f"{self.images} images cannot be shown in the order {self.order}")
 
 
+def filler(eos: int, task: str = "text", why: str | None = None) -> Encoded:
+    """In the place of a sample that there is not, or that cannot be trained on: a lone eos of weight 0."""
+    return Encoded((eos,), (False,), 0, task, 0, why)
+
+
+def prompt(ids: Sequence[int], images: int) -> Encoded:
+    """What a model is to go on from: nothing of it is in the loss."""
+    return Encoded(tuple(ids), (False,) * len(ids), images, "text")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples behind each other in one row of T tokens.

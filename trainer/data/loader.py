@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.config import TrainConfig
-from trainer.data.batch import Batch, Encoded, across, fill_up, join, pack
+from trainer.data.batch import Batch, across, fill_up, filler, join, pack
 from trainer.data.images import to_square
 from trainer.data.order import Order, choose
 from trainer.data.packing import Item, Packer
@@ -87,7 +87,7 @@ class Loader:
             fits = max(lanes for lanes in range(1, fewest + 1) if size % lanes == 0)
             raise ConfigError(f"{fewest:,} samples for {data.lanes:,} lanes, one each is needed: set data.lanes={fits}")
         self.tokenizer, self.image_token = tokenizer, model.image_token
-        self.filler = Encoded((tokenizer.special["eos"],), (False,), 0, "text", 0)
+        self.filler = filler(tokenizer.special["eos"])
         self.layout = Layout(model.adapter.queries, data.length, data.labels, data.caption_prompt)
         self.images = data.most_images(model.adapter.queries)
         self.each, self.part, self.together, lanes = config.dealt(world)

@@ -62,12 +62,12 @@ class Reader:
     def chunk(self, shard: int, start: int, stop: int) -> Chunk:
         """Samples [start, stop) of a shard. Raises `DataError` for a shard or an index that is not as it must be."""
         try:
-            where, source, all_offsets, window = self._opened(shard)
+            where, source, all_offsets, read = self._opened(shard)
             offsets = all_offsets[start : stop + 1]
-            window_here = window(int(offsets[0]), int(offsets[-1]))
+            window = read(int(offsets[0]), int(offsets[-1]))
         except StorageError as error:
             raise DataError(str(error)) from error
-        return Chunk(where, source, int(self._places[shard]) + start, offsets, window_here)
+        return Chunk(where, source, int(self._places[shard]) + start, offsets, window)
 
     def at(self, place: int) -> Chunk:
         """The sample at a place among all."""

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shards.schema import Caption, Chat, GroundedCaption, ImagePart, Ocr, PureText, Refer, RegionCaption, Vqa
-from trainer.data.batch import Encoded
+from trainer.data.batch import Encoded, filler
 
 if TYPE_CHECKING:
     from shards.schema import Sample, Span
@@ -246,7 +246,7 @@ class Row:
 
     def encoded(self, task: str, max_length: int, why: str | None = None) -> Encoded:
         if len(self.ids()) > max_length:
-            return Encoded((self._tokenizer.special["eos"],), (False,), 0, task, 0, "too_long")
+            return filler(self._tokenizer.special["eos"], task, "too_long")
         order = tuple(self._order) if self._order != sorted(self._order) else ()
         return Encoded(tuple(self._ids), tuple(self._supervised), len(self._order), task, 1, why, order)
 
