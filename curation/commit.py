@@ -27,6 +27,7 @@ from shards.storage import Storage
 from shards.tar import build_shard
 
 MANIFEST_VERSION = "2"
+_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def commit(
@@ -120,7 +121,7 @@ def _samples(
         about = {name: record[name] for name in ("key", "source_key", "url", "caption_raw", "width", "height")}
         about["scores"] = {name: _short_float(record[name]) for name in score_names if record[name] is not None}
         about["source"] = json.loads(record["source"])
-        text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
+        text = _LINE.encode(about)
         samples.append(
             (record["key"], [(record["format"], image), ("txt", record["caption"].encode()), ("json", text.encode())])
         )

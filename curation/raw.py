@@ -112,11 +112,15 @@ def fetch_reason(message: Any) -> str:
     return "other"
 
 
+# `json.dumps` makes an encoder of its own in every call that asks for anything but its defaults.
+_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
+
+
 def source_json(columns: Mapping[str, Any], without: Iterable[str | None]) -> str:
     """The source's other columns as one line of JSON; nulls and what the ledger has anyway are left out."""
     skip = set(without)
     kept = {name: value for name, value in columns.items() if name not in skip and value is not None}
-    return json.dumps(plain_json(kept), ensure_ascii=False, separators=(",", ":"), default=str)
+    return _LINE.encode(plain_json(kept)) if kept else "{}"
 
 
 def plain_json(value: Any, depth: int = 0) -> Any:

