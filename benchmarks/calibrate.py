@@ -9,23 +9,20 @@ and each file has its own share of rows that other filters drop), then samples a
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.corpus import SHARED
 from curation import ledger
 from curation.interval import Interval, Ratio
 from curation.sampling import Sample, first_size, next_size
 from curation.threshold import Scored, scored, solve
 from filters.base import Filter, load_filter
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("WINNOW_SHARED_DATA", ROOT.parent / "shared" / "data"))
 FILTERS: dict[str, dict[str, object]] = {
     "text_length": {},
     "language": {},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import random
 import subprocess
 import sys
@@ -22,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.corpus import SHARED
 from filters.base import RuleError
 from filters.detectors import DetectorName, load_detector
 from filters.language import ALSO_CHINESE, Language
 
-SHARED = Path(os.environ.get("WINNOW_SHARED_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 KEPT = ("en", "zh", "yue")  # Cantonese is written in Chinese characters
 SHORT = ("single-word", "word-pair")
 DETECTORS: tuple[DetectorName, ...] = ("none", "langdetect", "fasttext", "lingua")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,13 +19,13 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from benchmarks.corpus import SHARED
 from curation.cluster import cluster
 from curation.config import load
 from curation.run import Result, run
 from curation.stats import funnel_lines
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("WINNOW_SHARED_DATA", ROOT.parent / "shared" / "data"))
 CHEAP: dict[str, Any] = {"text_length": {}, "language": {}, "emoji": {}, "aspect_ratio": {}, "min_size": {}}
 CLIP = {"clip_score": {"model": f"local-dir:{ROOT / 'data/demo/clip'}", "min": -1.0}}
 
