@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all lint format clean \
+.PHONY: help demo test test-all lint format dashboards clean \
   bench-language bench-real-data bench-rates bench-rescore bench-calibrate bench-pack bench-model \
   bench-trainer plan-docs test-gpu
 help:  ## this list
@@ -19,7 +19,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made: install the venv module (Debian: apt-get install python3-venv)." >&2; rm -rf $(VENV); exit 1; }
 
 # One environment serves both; the tests' has all that the demo needs.
-$(STAMP)-demo: EXTRAS := curate,clip,download,train
+$(STAMP)-demo: EXTRAS := curate,clip,download,dashboard,train
 $(STAMP)-test: EXTRAS := dev
 $(STAMP)-demo $(STAMP)-test: $(VENV)/bin/python
 	@echo "Installing (some minutes the first time; torch alone is several GB) ..."
@@ -46,6 +46,9 @@ lint: $(STAMP)-test  ## ruff (format, check) and mypy
 format: $(STAMP)-test  ## rewrites the files as `make lint` wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+dashboards: $(STAMP)-test  ## dashboards/grafana/winnow.json from its source
+	@$(BIN)/python -m dashboards
 
 bench-language: $(STAMP)-test  ## the table of docs/language.md
 	@$(BIN)/python -m benchmarks.language

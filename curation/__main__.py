@@ -29,6 +29,7 @@ COMMANDS = (
     "select",
     "export",
     "report",
+    "dashboard",
     "pack",
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,11 @@ class RayGaveUp(JobError):
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[list[Node]]:
+def cluster(address: str | None, metrics_port: int | None = None) -> Iterator[list[Node]]:
     """Connects to `address` or RAY_ADDRESS, else starts Ray on this machine and stops it afterwards; gives its nodes.
 
-    A Ray that this process is already connected to is used and left running.
+    A Ray that this process is already connected to is used and left running. metrics_port: where a Ray that is started
+    here shows its metrics to Prometheus; one that runs already has a port of its own.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local" and "ray" not in sys.modules:
@@ -43,6 +45,7 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    metrics = {} if metrics_port is None else _metrics_at(metrics_port, address, ray.is_initialized())
     if ray.is_initialized():
         yield nodes()
         return
@@ -50,7 +53,7 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
         raise JobError(wrong)
     with _core_log() as log, messages_in_log():
         try:
-            options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+            options: dict[str, Any] = {"include_dashboard": False, **metrics} if address == "local" else {}
             with handler_kept():
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
         except Terminated:
@@ -66,6 +69,28 @@ def cluster(address: str | None) -> Iterator[list[Node]]:
                 yield nodes()
         finally:
             ray.shutdown()
+
+
+def _metrics_at(port: int, address: str, runs: bool) -> dict[str, Any]:
+    """What `ray.init` is told to show metrics at a port. Raises `JobError` where Ray cannot, or would wait in vain."""
+    if runs or address != "local":
+        raise JobError(
+            f"--metrics-port {port}: the Ray {'of this process' if runs else f'at {address!r}'} runs already, with a "
+            "port of its own (`ray start --metrics-export-port`): leave the option out"
+        )
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401  Ray's own list of what its agent needs
+    except ImportError as error:
+        raise JobError(
+            f"--metrics-port {port}: Ray's metrics need more than ray[data]: install winnow-vl[cluster] ({error})"
+        ) from error
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise JobError(f"--metrics-port {port}: cannot be had ({error}): give another one") from error
+    return {"_metrics_export_port": port}
 
 
 def nodes() -> list[Node]:

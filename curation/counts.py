@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import ledger
+from curation.ledger import Mask
 from filters.base import Filter
 
 BINS = 256
-Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def count(filters: Mapping[str, Filter], table: pa.Table) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from curation import attempts, ledger
 from curation.block import from_table, state_of, to_table, with_state
 from curation.cluster import RayGaveUp, nodes
 from curation.commit import commit, record_failure
+from curation.metrics import watch_batches
 from curation.missing import commit_scores, judge_missing
 from curation.profile import Fingerprints, Profile
 from curation.resources import COMMIT_CPUS, Shares, fit
@@ -168,6 +169,7 @@ class PixelActor:
                 label: rule.setup("cuda" if shares.actor_gpus else "cpu", job.profile.resources.clip.batch_size)
                 for label, rule in job.profile.pixel.items()
             }
+            watch_batches(job.profile.name, self.scorers)
         except _LEAVE:
             raise
         except BaseException as error:  # noqa: BLE001  told with the first unit: Ray would retry it in silence

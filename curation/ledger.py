@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filters.base import Filter
+
+Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 SCHEMA_VERSION = "1"
 BASE = pa.schema(
@@ -47,6 +50,20 @@ def scores_of(table: pa.Table, label: str, rule: Filter) -> pa.Table:
     return pa.table({score: table.column(f"{label}_{score}") for score in rule.scores})
 
 
+def own_scores(names: Iterable[str], label: str, labels: Iterable[str]) -> dict[str, str]:
+    """Which of these columns are scores of a filter: column -> unprefixed name, in their order.
+
+    Where a label begins with another one, the longer label has them.
+    """
+    longer = tuple(f"{other}_" for other in labels if other.startswith(f"{label}_"))
+    others = {*BASE.names, *VERDICT.names, "thumbnail"}
+    return {
+        name: name.removeprefix(f"{label}_")
+        for name in names
+        if name.startswith(f"{label}_") and not name.startswith(longer) and name not in others
+    }
+
+
 @dataclass(frozen=True)
 class Decision:
     """Per row: the labels it failed, in order; the reason (null: kept or unscored); whether a score is missing."""
@@ -70,11 +87,7 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
     reason = np.full(rows, None, dtype=object)
     open_ = usable.copy()
     for index, (label, rule) in enumerate(filters.items()):
-        scores = scores_of(table, label, rule)
-        verdict = _flat(rule.keep(scores)).cast(pa.bool_())  # a plug-in's empty list has no type
-        null = np.asarray(pc.is_null(verdict), dtype=bool)
-        dropped = ~np.asarray(pc.fill_null(verdict, True), dtype=bool)
-        broken = null & _has_error(scores)
+        dropped, broken, null = verdicts(rule, scores_of(table, label, rule))
         failures[:, index] = usable & (dropped | broken)
         reason[open_ & dropped] = label
         reason[open_ & broken] = f"{label}:error"
@@ -86,6 +99,13 @@ def decide(table: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -
     names = pa.array(list(filters), pa.string())
     failed = pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(np.nonzero(failures)[1])))
     return Decision(failed, pa.array(reason, pa.string()), pa.array(unscored))
+
+
+def verdicts(rule: Filter, scores: pa.Table) -> tuple[Mask, Mask, Mask]:
+    """Rows that a filter drops, rows whose score could not be computed, and all rows without a verdict."""
+    verdict = _flat(rule.keep(scores)).cast(pa.bool_())  # a plug-in's empty list has no type
+    null = np.asarray(pc.is_null(verdict), dtype=bool)
+    return ~np.asarray(pc.fill_null(verdict, True), dtype=bool), null & _has_error(scores), null
 
 
 def settle(rows: pa.Table, filters: Mapping[str, Filter], problems: pa.Array) -> pa.Table:
@@ -134,7 +154,7 @@ def _flat(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _has_error(scores: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _has_error(scores: pa.Table) -> Mask:
     found = np.zeros(len(scores), dtype=bool)
     for name in scores.column_names:
         if name.endswith("_error"):

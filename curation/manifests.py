@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -101,7 +101,25 @@ def sum_up(output: Storage, decision: str, unit_ids: set[str] | None = None, fol
 
     A compacted file whose rows all count adds the sums that it carries; of any other the rows that count are parsed.
     """
-    standing = _standing(output, folder)
+    return _sum_up(output, _standing(output, folder), decision, unit_ids)
+
+
+def sum_up_listed(output: Storage, decision: str, listed: Sequence[Entry]) -> tuple[Summary, set[str]] | None:
+    """As `sum_up`, of the files of a listing and no others; and the ids of its units, of any decision.
+
+    None where one of the files has gone since.
+    """
+    try:
+        loose = _read(output, [entry for entry in listed if entry.path.endswith(".json")])
+        standing = _standing_of(output, loose, listed)
+    except NotFound:
+        return None
+    if len(standing.loose) != sum(entry.path.endswith(".json") for entry in listed):
+        return None
+    return _sum_up(output, standing, decision, None), set(standing.speaks)
+
+
+def _sum_up(output: Storage, standing: _Standing, decision: str, unit_ids: set[str] | None) -> Summary:
     counts = {
         unit_id
         for unit_id, (_, found) in standing.speaks.items()
@@ -122,6 +140,17 @@ def sum_up(output: Storage, decision: str, unit_ids: set[str] | None = None, fol
             _add(totals, shards, f"{output.uri}/{loose.entry.path}", [loose.manifest])
     totals.warnings.sort()  # by file, whatever was compacted when
     return Summary(totals, shards)
+
+
+def read_loose(output: Storage, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """These loose manifests, by unit id, but for those that are there no more."""
+    return [loose.manifest for _, loose in sorted(_read(output, entries).items())]
+
+
+def add(summary: Summary, where: str, manifests: Iterable[dict[str, Any]]) -> None:
+    """Adds units to sums that lack them. where: what messages call the manifests."""
+    _add(summary.totals, summary.shards, where, manifests)
+    summary.totals.warnings.sort()
 
 
 def compact(output: Storage, at: int = COMPACT_AT, folder: str = FOLDER) -> int:
@@ -191,22 +220,31 @@ def _standing(output: Storage, folder: str) -> _Standing:
     for _ in range(_ATTEMPTS):
         # Loose ones first: what a compaction moves meanwhile is then met twice, in the other order never.
         loose = _loose(output, folder)
-        merged: dict[str, list[str]] = {}
-        speaks: dict[str, tuple[str, str]] = {}
-        paths = [entry.path for entry in output.list(folder, ".parquet") if _MERGED.search(entry.path)]
         try:
-            for path in sorted(paths, key=lambda path: (_number(path), path)):
-                ids, decisions = _columns(output, path, "unit_id", "decision_fp")
-                merged[path] = ids
-                speaks.update((unit_id, (path, decision)) for unit_id, decision in zip(ids, decisions, strict=True))
+            return _standing_of(output, loose, output.list(folder, ".parquet"))
         except NotFound:  # another process rewrote it (`forget`) since it was listed
             continue
-        speaks.update((unit_id, (found.entry.path, found.decision)) for unit_id, found in loose.items())
-        return _Standing(loose, merged, speaks)
     raise ManifestError(f"{output.uri}/{folder}: another process keeps changing it: wait for its end, then run again")
 
 
+def _standing_of(output: Storage, loose: dict[str, _Loose], listed: Iterable[Entry]) -> _Standing:
+    """What speaks for which unit. listed: compacted files among others. Raises `NotFound`."""
+    merged: dict[str, list[str]] = {}
+    speaks: dict[str, tuple[str, str]] = {}
+    paths = [entry.path for entry in listed if _MERGED.search(entry.path)]
+    for path in sorted(paths, key=lambda path: (_number(path), path)):
+        ids, decisions = _columns(output, path, "unit_id", "decision_fp")
+        merged[path] = ids
+        speaks.update((unit_id, (path, decision)) for unit_id, decision in zip(ids, decisions, strict=True))
+    speaks.update((unit_id, (found.entry.path, found.decision)) for unit_id, found in loose.items())
+    return _Standing(loose, merged, speaks)
+
+
 def _loose(output: Storage, folder: str) -> dict[str, _Loose]:
+    return _read(output, output.list(folder, ".json"))
+
+
+def _read(output: Storage, entries: Iterable[Entry]) -> dict[str, _Loose]:
     def read(entry: Entry) -> tuple[str, _Loose] | None:
         try:
             text = output.read(entry.path)
@@ -216,7 +254,7 @@ def _loose(output: Storage, folder: str) -> dict[str, _Loose]:
         return found["unit_id"], _Loose(entry, found["decision_fp"], text)
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        return dict(pair for pair in pool.map(read, output.list(folder, ".json")) if pair is not None)
+        return dict(pair for pair in pool.map(read, entries) if pair is not None)
 
 
 def _number(path: str) -> int:

@@ -200,10 +200,22 @@ def read_ledger(output: Storage, manifest: Mapping[str, Any], columns: Sequence[
     return _parse(buffer, output.where(about["path"]), redo, columns)
 
 
-def read_unit_ledger(output: Storage, profile: str, unit: Unit) -> pa.Table:
+def read_unit_ledger(output: Storage, profile: str, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
     """A unit's ledger part where nobody has its manifest at hand. Raises as `read_ledger`."""
     path, redo = ledger_path(unit), _redo(profile, unit.unit_id)
-    return _parse(_view(output, path, redo), output.where(path), redo, None)
+    return _parse(_view(output, path, redo), output.where(path), redo, columns)
+
+
+def unit_ledger_columns(output: Storage, profile: str, unit: Unit) -> list[str]:
+    """The columns of a unit's ledger part. Raises as `read_ledger`."""
+    path, redo = ledger_path(unit), _redo(profile, unit.unit_id)
+    try:
+        names: list[str] = pq.read_schema(pa.BufferReader(_view(output, path, redo))).names
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise LedgerError(
+            f"{output.where(path)}: cannot be read ({(str(error).splitlines() or [''])[0]}): {redo}"
+        ) from error
+    return names
 
 
 def _redo(profile: str, unit_id: str) -> str:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import ledger
-from curation.counts import Mask, failures
+from curation.counts import failures
+from curation.ledger import Mask
 from curation.profile import Profile
 from filters.base import Filter
 

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 from curation import attempts, lease, manifests, stats
@@ -15,6 +15,7 @@ from curation.cluster import JobError, cluster, must_fit
 from curation.commit import remove_others
 from curation.drift import Drift
 from curation.job import Job, Outcome, run_wave
+from curation.metrics import Live
 from curation.plan import RUN_VERSION, Plan, RunError, asked, input_print, make_plan, own
 from curation.profile import Fingerprints, Profile
 from curation.progress import Progress, say
@@ -49,12 +50,14 @@ def run(
     replace: bool = False,
     redo: Sequence[str] = (),
     max_failed_units: int | None = None,
+    metrics_port: int | None = None,
 ) -> Result:
     """Runs what is left of a profile. Raises `RunError`, `JobError`, `StorageError`, `RuleError` with one line each.
 
     A unit that fails is in `Result.failed` and under `failed/`; the others are committed. replace: units that have left
     the input are removed from the output first. redo: units (first digits of their ids) that are made again although
-    they are committed. max_failed_units: `JobError` once more of them failed; None: no limit.
+    they are committed. max_failed_units: `JobError` once more of them failed; None: no limit. metrics_port: where a Ray
+    that is started for the run shows its numbers to Prometheus.
     """
     started = time.time()
     plan = make_plan(profile, limit, replace)
@@ -67,7 +70,7 @@ def run(
     with lease.hold(output, say) as held:
         _prepare(plan, again)
         try:
-            return _run(plan, address, held, max_failed_units, started)
+            return _run(plan, address, held, max_failed_units, started, metrics_port)
         except (RunError, manifests.ManifestError, StorageError) as error:  # no mistake in the call: work had begun
             raise JobError(str(error)) from error
 
@@ -85,11 +88,18 @@ def _unit_called(plan: Plan, name: str) -> str:
     return found[0]
 
 
-def _run(plan: Plan, address: str | None, held: lease.Lease, max_failed_units: int | None, started: float) -> Result:
+def _run(
+    plan: Plan,
+    address: str | None,
+    held: lease.Lease,
+    max_failed_units: int | None,
+    started: float,
+    metrics_port: int | None,
+) -> Result:
     """The work itself, on a folder that is prepared and held."""
     output, failed, ended = plan.output, list[Outcome](), set[str]()
     watch = Drift.of(output, plan.profile, plan.prints.decision, len(plan.units))
-    with closing(work(plan, address, held)) as outcomes:
+    with closing(work(plan, address, held, live=True, metrics_port=metrics_port)) as outcomes:
         for outcome in outcomes:
             ended.add(outcome.unit_id)
             if outcome.error is not None:
@@ -169,15 +179,21 @@ def work(
     *,
     shards: bool = True,
     missing: tuple[str, ...] | None = None,
+    live: bool = False,
+    metrics_port: int | None = None,
 ) -> Generator[Outcome]:
-    """Runs the pending units and yields each one's end. shards, missing: see `Job`."""
+    """Runs the pending units and yields each one's end.
+
+    shards, missing: see `Job`. live: shows Prometheus its numbers. metrics_port: see `cluster`.
+    """
     profile, pending = plan.profile, plan.pending
     if not pending:
         return
     job = Job(profile, plan.prints, plan.input.uri, plan.output.uri, shards, missing)
     say(f"{profile.name}: {len(pending):,} of {len(plan.units):,} units to do; starting Ray ...")
     with (
-        cluster(address) as resources,
+        cluster(address, metrics_port) as resources,
+        Live(plan) if live else nullcontext(),
         Progress(len(pending), profile.name, kept="kept" if shards else "scored") as progress,
     ):
         waiting = must_fit(profile, resources, address)

@@ -181,7 +181,20 @@ def _demo() -> int:
         # The demo's own output of another model: the run would refuse to mix them.
         shutil.rmtree(RUN)
         _say(f"removed {RUN}, which an earlier demo CLIP had made")
-    return run_command("curation", "run", "demo") or _train()
+    status = run_command("curation", "run", "demo") or run_command("curation", "report", "demo") or _train()
+    if not status:
+        _say(_how_to_look())
+    return status
+
+
+def _how_to_look() -> str:
+    """The commands that show the run, by the interpreter that made it."""
+    here, python = Path.cwd(), Path(sys.executable)
+    called = python.relative_to(here) if python.is_relative_to(here) else Path("python")
+    return (
+        f"look at it:\n  the report, one file:  {RUN / 'report.html'}\n"
+        f"  the live page:         {called} -m curation dashboard {RUN.parent}   # then open the address it prints"
+    )
 
 
 def _train() -> int:

@@ -7,7 +7,8 @@ same however a unit is cut; what is left is rounded away at 1e-4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +49,7 @@ class ClipScorer:
         self._bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         self._threads = max(1, torch.get_num_threads())
         self._captions = CaptionReader(loaded.tokenizer)
+        self.on_batch: Callable[[float], None] = lambda seconds: None  # told of each batch's seconds in the model
 
     def score(self, samples: pa.Table) -> Mapping[str, pa.Array]:
         """`cosine`, `truncated`, `cosine_error` for every row; null where caption or image is null. And `language`.
@@ -70,7 +72,9 @@ class ClipScorer:
                 pictures = [future.result() for future in ahead]
                 ahead = decode(batches[number + 1]) if number + 1 < len(batches) else []
                 tokens, cut = self._captions.read([captions[row].as_py() for row in batch])
+                began = time.perf_counter()
                 values = self._cosines(pictures, tokens)
+                self.on_batch(time.perf_counter() - began)
                 for row, picture, value, flag in zip(batch, pictures, values, cut, strict=True):
                     truncated[row] = flag
                     if isinstance(picture, str):

@@ -47,6 +47,13 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="stops once more than N units failed; default: no limit",
     )
+    added.add_argument(
+        "--metrics-port",
+        type=positive,
+        metavar="PORT",
+        help="where Prometheus finds the numbers of a run on this machine (docs/dashboards.md), open to all who reach "
+        "the port; a cluster has a port of its own",
+    )
 
 
 def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
@@ -63,6 +70,7 @@ def main(pipelines: Pipelines, options: argparse.Namespace) -> int:
             replace=options.replace,
             redo=options.redo,
             max_failed_units=options.max_failed_units,
+            metrics_port=options.metrics_port,
         )
     folder = profile.run_folder
     if not result.worked:

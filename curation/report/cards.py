@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.report.data import ROWS, Shown, count
-from curation.report.gallery import Gallery, Sample, limit_of
+from curation.report.gallery import Gallery, Sample, deciding, limit_of
 from curation.report.markup import Child, Markup, element, join, visible
 from curation.report.tables import prose
 
@@ -92,8 +92,8 @@ def _card(sample: Sample, labels: Sequence[str]) -> Markup:
     if sample.caption is not None and sample.caption_raw is not None and sample.caption != sample.caption_raw:
         raw = element("q", visible(sample.caption_raw, _CAPTION), lang=sample.language, dir="auto")
         parts.append(element("p", element("b", "raw "), raw, class_="raw"))
-    deciding = _deciding(sample, labels)
-    first = [(name, value) for name, value in sample.scores.items() if name.startswith(f"{deciding}_")]
+    first_of = deciding(sample.reason, labels)
+    first = [(name, value) for name, value in sample.scores.items() if name.startswith(f"{first_of}_")]
     also = [label for label in sample.failed if label != sample.reason]
     facts = [(name, _score(value)) for name, value in first[:_SCORES]]
     if also:
@@ -105,12 +105,6 @@ def _card(sample: Sample, labels: Sequence[str]) -> Markup:
     more = [*([("image", sample.size)] if sample.size else []), *rest[:_SCORES], ("key", sample.key)]
     parts.append(element("details", element("summary", "all scores, key"), _facts(more)))
     return element("li", *parts, class_="card")
-
-
-def _deciding(sample: Sample, labels: Sequence[str]) -> str:
-    """The filter whose scores are shown first: the one that dropped the sample; of a kept one, the last."""
-    reason = (sample.reason or "").removesuffix(":error")
-    return labels[-1] if sample.reason is None and labels else reason
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Child:

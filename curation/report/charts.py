@@ -126,7 +126,7 @@ def draw_histogram(shown: Histogram, number: int) -> Markup:
     top = _LINE * len(inside) + 8
     height = top + _HEIGHT + _BOTTOM
     most = max(bar[2] for bar in shown.bars)
-    log = _is_steep([bar[2] for bar in shown.bars])
+    log = is_steep([bar[2] for bar in shown.bars])
 
     def x(value: float) -> float:
         return _LEFT + (value - start) / (stop - start) * (_WIDTH - _LEFT - _RIGHT)
@@ -185,7 +185,7 @@ def notes(shown: Histogram) -> list[str]:
     for count, side in ((shown.below, "left"), (shown.above, "right")):
         if count:
             found.append(f"{count:,} {'sample lies' if count == 1 else 'samples lie'} to the {side} of it.")
-    if _is_steep([bar[2] for bar in shown.bars]):
+    if is_steep([bar[2] for bar in shown.bars]):
         found.append("Logarithmic scale of counts.")
     if not shown.thresholds:
         found.append("No threshold of this filter is named after this score.")
@@ -221,7 +221,7 @@ def _is_unit(shown: Histogram) -> bool:
     return shown.whole_numbers and shown.bars[0][1] - shown.bars[0][0] == 1
 
 
-def _is_steep(counts: Sequence[int]) -> bool:
+def is_steep(counts: Sequence[int]) -> bool:
     filled = sorted(count for count in counts if count)
     return bool(filled) and filled[-1] > _STEEP * filled[len(filled) // 2]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from curation import manifests, stats
+from curation import ledger, manifests, stats
 from curation.opened import Opened
 from curation.report import charts
 from curation.stats import Totals
@@ -85,14 +85,14 @@ class Shown:
         return f"{moment(min(begun))} to {moment(ended)}, {count(len(self.sessions), 'session')}"
 
 
-def gather(opened: Opened) -> Shown:
-    """The numbers of a run or decision. Raises `ManifestError`, `StorageError`."""
+def gather(opened: Opened, totals: Totals | None = None) -> Shown:
+    """The numbers of a run or decision. totals: its sums, if at hand. Raises `ManifestError`, `StorageError`."""
     output = opened.output
     sessions = [manifests.read_json(output, entry.path, ("seconds",)) for entry in output.list("sessions", ".json")]
     failures = output.list("failed", ".json")
     failed = [manifests.read_json(output, entry.path, ("input", "error")) for entry in failures[:FAILED]]
     written = output.info("run.json").mtime_ns
-    totals = opened.totals()
+    totals = opened.totals() if totals is None else totals
     if totals.units < opened.record["input"].get("units", 0):  # manifests that went after the end was written
         opened = replace(opened, complete=False)
     # What decided a decision's units knows nothing of the shards that `select` wrote later.
@@ -137,7 +137,7 @@ def histograms(shown: Shown) -> tuple[list[charts.Histogram], list[str]]:
     drawn: list[charts.Histogram] = []
     without = []
     for label in shown.labels:
-        counted = _of_label(shown, label)
+        counted = histograms_of(shown, label)
         settings = shown.record["thresholds"].get(label) or {}
         found = [
             charts.histogram(
@@ -151,14 +151,10 @@ def histograms(shown: Shown) -> tuple[list[charts.Histogram], list[str]]:
     return drawn, without
 
 
-def _of_label(shown: Shown, label: str) -> dict[str, dict[str, Any]]:
-    """A filter's histograms by score. Where a label begins with another one, the longer label has them."""
-    longer = [f"{other}_" for other in shown.labels if other.startswith(f"{label}_")]
-    return {
-        name.removeprefix(f"{label}_"): counts
-        for name, counts in shown.totals.histograms.items()
-        if name.startswith(f"{label}_") and not any(name.startswith(other) for other in longer)
-    }
+def histograms_of(shown: Shown, label: str) -> dict[str, dict[str, Any]]:
+    """A filter's histograms by score."""
+    counted = shown.totals.histograms
+    return {score: counted[name] for name, score in ledger.own_scores(counted, label, shown.labels).items()}
 
 
 def _settings(settings: Any) -> Mapping[str, Any]:

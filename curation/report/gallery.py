@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -190,12 +190,7 @@ def _samples(table: pa.Table, opened: Opened) -> Iterator[Sample]:
     """Rows as samples; a column that is not there leaves its part out."""
     skip = {*ledger.BASE.names, *ledger.VERDICT.names, "thumbnail"}
     scores = [name for name in table.column_names if name not in skip]
-    languages = opened.record["profile"].get("languages") or []
-    telling = {"language": "detected", "clip_score": "language"}  # scores that name the caption's language, by filter
-    filters = opened.record.get("filters") or {}
-    judged = [f"{label}_{telling[name]}" for label, name in filters.items() if name in telling]
     for row in table.to_pylist():
-        language = next((row[name] for name in judged if row.get(name)), languages[0] if len(languages) == 1 else None)
         thumbnail = row.get("thumbnail")
         width, height = row.get("width"), row.get("height")
         size = f"{width:,} × {height:,}" if width and height else ""
@@ -207,11 +202,31 @@ def _samples(table: pa.Table, opened: Opened) -> Iterator[Sample]:
             caption_raw=row.get("caption_raw"),
             caption=row.get("caption"),
             size=" ".join(part for part in (size, row.get("format") or "") if part),
-            language=language if isinstance(language, str) and _TAG.match(language) else None,
+            language=language_of(opened.record, row),
             scores={name: row[name] for name in scores if row[name] is not None},
-            thumbnail=thumbnail if thumbnail and _is_jpeg(thumbnail) else None,
+            thumbnail=thumbnail if is_thumbnail(thumbnail) else None,
         )
 
 
-def _is_jpeg(data: bytes) -> bool:
-    return data.startswith(b"\xff\xd8\xff") and data.rstrip(b"\0").endswith(b"\xff\xd9") and len(data) < THUMBNAIL_BYTES
+def deciding(reason: str | None, labels: Sequence[str]) -> str:
+    """The filter whose scores are shown first: the one that dropped the sample; of a kept one, the last."""
+    return labels[-1] if reason is None and labels else (reason or "").removesuffix(":error")
+
+
+def language_of(record: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+    """The BCP 47 tag of a row's caption: as a filter detected it, else that of a profile with one language."""
+    telling = {"language": "detected", "clip_score": "language"}  # scores that name it, by filter
+    judged = [f"{label}_{telling[name]}" for label, name in (record.get("filters") or {}).items() if name in telling]
+    languages = record["profile"].get("languages") or []
+    found = next((row[name] for name in judged if row.get(name)), languages[0] if len(languages) == 1 else None)
+    return found if isinstance(found, str) and _TAG.match(found) else None
+
+
+def is_thumbnail(data: bytes | None) -> bool:
+    """Whether these are bytes of a picture as units keep them for review."""
+    return (
+        data is not None
+        and data.startswith(b"\xff\xd8\xff")
+        and data.rstrip(b"\0").endswith(b"\xff\xd9")
+        and len(data) < THUMBNAIL_BYTES
+    )

@@ -17,7 +17,8 @@ _JOINERS = "\u200c\u200d"
 # Categories of Unicode that have no picture of their own: control, format, surrogate, private use, not assigned, and
 # the separators of lines and paragraphs.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_VOID = {"meta", "img", "br", "rect", "line", "path"}
+_DRAWN = {"rect", "line", "path"}
+_VOID = {"meta", "img", "br", "link", "input"} | _DRAWN
 
 
 class Markup(str):
@@ -62,7 +63,7 @@ def element(name: str, /, *children: Child, **attributes: str | float | None) ->
         if value is not None
     )
     if name in _VOID:
-        return Markup(f"<{name}{given}>" if name in ("meta", "img", "br") else f"<{name}{given}/>")
+        return Markup(f"<{name}{given}/>" if name in _DRAWN else f"<{name}{given}>")
     return Markup(f"<{name}{given}>{join(*children)}</{name}>")
 
 

@@ -35,7 +35,7 @@ def page(shown: Shown, gallery: Gallery, comparison: Comparison | None = None) -
     links = [element("a", heading, href=f"#{name}") for name, heading, _ in sections]
     body = [
         element("a", "To the content", class_="skip", href="#content"),
-        element("header", _head(shown), element("nav", *links, aria_label="Sections")),
+        element("header", head(shown), element("nav", *links, aria_label="Sections")),
         element("main", *(section(*part) for part in sections), id="content"),
         foot,
     ]
@@ -46,7 +46,7 @@ def page(shown: Shown, gallery: Gallery, comparison: Comparison | None = None) -
         f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    head = [
+    about = [
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -55,11 +55,12 @@ def page(shown: Shown, gallery: Gallery, comparison: Comparison | None = None) -
         element("title", title),
         sheet,
     ]
-    html = element("html", element("head", *head), element("body", *body), lang="en")
+    html = element("html", element("head", *about), element("body", *body), lang="en")
     return f"<!DOCTYPE html>\n{html}\n".encode()
 
 
-def _head(shown: Shown) -> Markup:
+def head(shown: Shown) -> Markup:
+    """What a run is, and its outcome."""
     totals, what = shown.totals, "Decision" if shown.opened.is_decision else "Run"
     parts: list[Child] = [
         element(
@@ -113,8 +114,8 @@ def _size(bytes_: int) -> str:
     return f"{bytes_} B"
 
 
-def _foot(shown: Shown) -> Markup:
-    """What the run was made with."""
+def made_with(shown: Shown) -> Markup:
+    """Thresholds, versions and fingerprints of a run."""
     record = shown.record
     thresholds = [
         (label, name, setting(value))
@@ -141,10 +142,14 @@ def _foot(shown: Shown) -> Markup:
         table("Versions it was made with", ("package", "version"), versions),
         table("Fingerprints", ("of", "sha256"), prints, code=True),
     ]
+    return element("div", element("div", *tables[:1]), element("div", *tables[1:]), class_="beside")
+
+
+def _foot(shown: Shown) -> Markup:
     return element(
         "footer",
         element("h2", "Thresholds, versions, fingerprints", id="made-with"),
-        element("div", element("div", *tables[:1]), element("div", *tables[1:]), class_="beside"),
+        made_with(shown),
         prose("One file, no script, nothing fetched: it can be sent and kept as it is."),
         aria_labelledby="made-with",
     )

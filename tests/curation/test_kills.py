@@ -71,7 +71,7 @@ def same_as_undisturbed(folder: Path, samples: int, **settings: Any) -> None:
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(1, id="once"),
+        pytest.param(1, id="once", marks=pytest.mark.slow),  # dashboard/test_agreement.py kills one in the fast suite
         pytest.param(20, id="20-times", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
     ],
 )

@@ -382,6 +382,7 @@ def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
     assert "there are 0 GPUs: lower resources.clip.num_gpus" in (shortage(gpus, {"CPU": 2.0}) or "")
 
 
+@pytest.mark.slow
 def test_actors_with_a_gpu_run(tmp_path: Path) -> None:
     """On a Ray that is told of a GPU it has not: the graph with GPU actors is built and run, the plug-in uses none."""
     some_input(tmp_path)

@@ -179,6 +179,7 @@ def place(store: Store, tmp_path: Path, expected: dict[str, bytes]) -> Place:
 # ---------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_a_whole_job_from_the_command_line(
     store: Store, place: Place, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

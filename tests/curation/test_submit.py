@@ -11,8 +11,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -40,14 +42,21 @@ class Slow(Where):
 class Head:
     """`ray start --head` with ports, a session folder and a process group of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self.folder = folder
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        self.environment = {**environment, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": path}
+        self.environment = {
+            **environment,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": path,
+            **settings,
+        }
         names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.url = f"http://127.0.0.1:{ports['dashboard-port']}"
+        self.address = f"127.0.0.1:{ports['port']}"
         options = [f"--{name}={port}" for name, port in ports.items()]
         options += [
             f"--temp-dir={folder}",
@@ -139,8 +148,14 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
+    with running() as started:
+        yield started
+
+
+@contextmanager
+def running(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="wv-"))  # short: Ray's sockets lie below it, and have 107 characters
-    started = Head(folder)
+    started = Head(folder, settings)
     try:
         started.wait()
         yield started

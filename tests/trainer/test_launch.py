@@ -67,6 +67,7 @@ def test_a_mistake_is_one_line_before_ray_is_asked(
     assert line.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_two_workers_are_one_process(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -97,7 +97,8 @@ def test_asked_to_stop_it_keeps_what_it_has_and_goes_on(model: Path, data: dict[
     assert [*losses(tmp_path / "out")] == [*range(1, 61)]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_parallel.py has four ranks in the fast suite
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_four_ranks_are_one(stage: int, model: Path, data: dict[int, Path], tmp_path: Path) -> None:
     arguments = ("steps=20", "checkpoint.every=10", "optim.lr=3e-4")
     assert main(command(stage, data[stage], model, tmp_path / "one", *arguments)) == 0
