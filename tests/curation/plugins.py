@@ -21,6 +21,7 @@ class Where(Filter):
 
     name = "where"
     version = "1"
+    word: str = "boom"
 
     @property
     def needs(self) -> frozenset[Any]:
@@ -31,11 +32,11 @@ class Where(Filter):
         return {"process": pa.int64()}
 
     def score(self, samples: Any) -> Any:
-        self.meet(any("boom" in (caption or "") for caption in samples.column("caption").to_pylist()))
+        self.meet(any(self.word in (caption or "") for caption in samples.column("caption").to_pylist()))
         return {"process": pa.array([os.getpid()] * len(samples), pa.int64())}
 
     def meet(self, boom: bool) -> None:
-        """What the bad ones do."""
+        """What the bad ones do. boom: whether a caption has the word."""
 
     def keep(self, scores: Any) -> Any:
         return pa.array([True] * len(scores))
@@ -97,7 +98,7 @@ class PixelsSlow(Slow):
 
 
 class Gate(Slow):
-    """Waits, where it meets a boom (or `always`), until `folder/open` stands; `arrive` tells who waits and where."""
+    """Waits, where it meets a word (or `always`), until `folder/open` stands; `arrive` tells who waits and where."""
 
     folder: str
     always: bool = False

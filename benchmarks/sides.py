@@ -1,0 +1,164 @@
+"""Sides of a comparison, run in turn, and the file that a comparison leaves for docs/benchmarks.md.
+
+The one decision: sides take turns, so that whatever else the machine does meets all of them alike, and what counts is
+CPU seconds without the start-up, which a run of the same side on next to no input measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Cost, Ratio, measure, say
+
+ROOT = Path(__file__).parents[1]
+STARTS = 3
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the work: a command on all samples, and the same command on next to none (its start-up).
+
+    Commands write nothing that a later run would find. The last line they print may be JSON: what they decided.
+    """
+
+    name: str
+    full: Sequence[str]
+    small: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    # Before every run, not measured: takes away what the last one wrote.
+    before: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A side's figures: `start` (median CPU seconds of the small command), then every run of the full one."""
+
+    name: str
+    samples: int
+    start: float
+    start_wall: float
+    costs: tuple[Cost, ...]
+
+    @property
+    def rates(self) -> list[float]:
+        """Samples a CPU-second without the start-up, run by run."""
+        return [self.samples / (cost.cpu - self.start) for cost in self.costs]
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    def told(self) -> Any:
+        """What the last run printed as JSON in its last line; None where it printed none."""
+        lines = self.costs[-1].output.strip().splitlines()
+        return json.loads(lines[-1]) if lines and lines[-1].startswith(("{", "[")) else None
+
+    def over(self, other: Measured) -> Ratio:
+        """This side's rate over another's, pair by pair."""
+        return Ratio(tuple(ours / theirs for ours, theirs in zip(self.rates, other.rates, strict=True)))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "samples": self.samples,
+            "per_cpu_second": self.rate,
+            "per_cpu_second_runs": self.rates,
+            "per_second": self.samples / statistics.median(cost.wall - self.start_wall for cost in self.costs),
+            "start_cpu_seconds": self.start,
+            "start_seconds": self.start_wall,
+            "memory_bytes": max(cost.memory for cost in self.costs),
+        }
+
+
+def in_turn(sides: Sequence[Side], samples: int, pairs: int, *, memory: bool = False) -> dict[str, Measured]:
+    """Runs every side `pairs` times, one after the other, and says each figure as it comes. By name of the side."""
+    starts = {side.name: [_run(side, side.small, memory) for _ in range(STARTS)] for side in sides}
+    costs: dict[str, list[Cost]] = {side.name: [] for side in sides}
+    for turn in range(pairs):
+        for side in sides if turn % 2 == 0 else reversed(sides):
+            cost = _run(side, side.full, memory)
+            costs[side.name].append(cost)
+            said = f"{cost.cpu:.1f} CPU-seconds, {cost.wall:.1f} s"
+            say(f"  {turn + 1}/{pairs} {side.name}: {said}")
+    return {
+        name: Measured(
+            name,
+            samples,
+            statistics.median(cost.cpu for cost in found),
+            statistics.median(cost.wall for cost in found),
+            tuple(costs[name]),
+        )
+        for name, found in starts.items()
+    }
+
+
+def _run(side: Side, command: Sequence[str], memory: bool) -> Cost:
+    if side.before is not None:
+        side.before()
+    return measure(command, memory=memory, env=side.env)
+
+
+def by_turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
+    """CPU seconds of this process for each of several functions, called in turn `pairs` times, after one call each."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(pairs):
+        for name in ways if turn % 2 == 0 else reversed(ways):
+            began = time.process_time()
+            ways[name]()
+            seconds[name].append(time.process_time() - began)
+    return seconds
+
+
+def ratio(fewer: Sequence[float], more: Sequence[float]) -> Ratio:
+    """How many times `more` the second costs, pair by pair."""
+    return Ratio(tuple(theirs / ours for ours, theirs in zip(fewer, more, strict=True)))
+
+
+def add_options(parser: argparse.ArgumentParser, *, pairs: int = 5) -> None:
+    """What every comparison takes."""
+    parser.add_argument("--pairs", type=int, default=pairs, metavar="N", help="runs of each side; default: %(default)s")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "data/benchmarks", metavar="DIR", help="inputs and outputs; default: data/"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also writes the figures there, for benchmarks.page (docs)"
+    )
+
+
+def write_json(path: Path | None, figures: Mapping[str, Any], packages: Sequence[str] = ()) -> None:
+    """Figures with what they were measured on. packages: whose versions of this environment matter."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    path.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on, as far as figures depend on it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+    }
