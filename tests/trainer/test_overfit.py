@@ -79,7 +79,11 @@ def train(model: VisionLanguageModel, data: list[tuple[Encoded, list[Tensor]]], 
 
 @pytest.mark.parametrize(
     ("count", "steps", "size"),
-    [(8, 500, 9), pytest.param(64, 3000, 36, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
+    [
+        (2, 200, 4),
+        pytest.param(8, 500, 9, marks=pytest.mark.slow),
+        pytest.param(64, 3000, 36, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+    ],
 )
 def test_tiny_learns_every_task_by_heart(count: int, steps: int, size: int) -> None:
     tokenizer = train_bpe(texts(2000, 0), 1024)
@@ -109,4 +113,4 @@ def test_tiny_learns_every_task_by_heart(count: int, steps: int, size: int) -> N
     print(f"{len(wanted)} answers, loss {loss:.4f}, {seconds:.0f} s, {worked:.0f} s of CPU")
     assert not wrong, f"{len(wrong)} of {len(wanted)} answers differ (loss {loss:.4f}), the first: {wrong[:3]}"
     # On two cores that have nothing else to do; other work on the machine shall not fail this.
-    assert count > 8 or worked / 2 < 90
+    assert count != 8 or worked / 2 < 90
