@@ -91,9 +91,9 @@ def write_samples(
     files: dict[str, Any] = {"shard": None, "index": None}
     kept = np.flatnonzero(np.asarray(pc.is_null(table.column("reason")), dtype=bool))
     if len(kept) and shards:
-        shard = build_shard(_samples(profile, table, images, kept.tolist()))
-        output.write(f"shards/{unit.short}.tar", shard.buffers, durable=True)
-        files["shard"] = {"path": f"shards/{unit.short}.tar", "bytes": shard.size, "sha256": shard.sha256}
+        shard = build_shard(_samples(profile, table, images, kept.tolist()), hashed=False)
+        sha256 = output.write_hashed(f"shards/{unit.short}.tar", shard.buffers, durable=True)
+        files["shard"] = {"path": f"shards/{unit.short}.tar", "bytes": shard.size, "sha256": sha256}
         files["index"] = write_described(output, f"shards/{unit.short}.tar.idx", encode_index(shard.offsets))
     elif shards:  # made again, a unit may keep nothing where it kept something
         for ending in ("tar", "tar.idx"):

@@ -47,6 +47,8 @@ def told_apart(sample: TarSample) -> list[TarSample]:
 
     Their keys have a dot, so that each is a row; where the sample has an image of its own they are its further fields.
     """
+    if "." not in "".join(sample.parts):  # nearly always
+        return [sample]
     stems: dict[str, dict[str, Member]] = {}
     for extension, member in sample.parts.items():
         stem, _, last = extension.rpartition(".")

@@ -147,7 +147,8 @@ def load_filter(name: str) -> type[Filter]:
 
 def _load(name: str, own: Mapping[str, str], group: str, kind: type[Any]) -> type[Any]:
     what = f"{kind.__name__.lower()} {name!r}"
-    plugins = {point.name: point.value for point in entry_points(group=group)}
+    # Entry points are read from every package that is installed, 6 ms: only for names that are not our own.
+    plugins = {} if name in own else {point.name: point.value for point in entry_points(group=group)}
     target = own.get(name) or plugins.get(name) or (name if ":" in name else None)
     if target is None:
         known = sorted({*own, *plugins})

@@ -6,6 +6,7 @@ runs over whole columns in linear time, and is checked when it is read, not when
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, Self
 
 import pyarrow as pa
@@ -40,8 +41,8 @@ class PatternRule(BaseModel):
             raise ValueError(f"rule {self.name!r}: `use: {self.use}` takes no other setting")
         if self.drop and self.replace:
             raise ValueError(f"rule {self.name!r}: a rule that drops the caption has no `replace`")
-        if self.pattern is not None:
-            self._check_pattern()
+        if self.pattern is not None and (wrong := _wrong(self.regex, self.replace)):
+            raise ValueError(f"rule {self.name!r}: {wrong}")
         return self
 
     @property
@@ -49,19 +50,22 @@ class PatternRule(BaseModel):
         """The pattern as RE2 takes it."""
         return f"(?i){self.pattern}" if self.ignore_case else f"{self.pattern}"
 
-    def _check_pattern(self) -> None:
-        try:
-            marked = pc.replace_substring_regex(_PROBES, self.regex, "\x01")
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"rule {self.name!r}: {_explain(str(error))}") from error
-        # A match of n characters makes a text n - 1 shorter, so only empty matches make it longer.
-        if pc.any(pc.greater(pc.utf8_length(marked), pc.utf8_length(_PROBES))).as_py():
-            raise ValueError(f"rule {self.name!r}: the pattern matches the empty string, so it would match everywhere")
-        try:
-            pc.replace_substring_regex(_PROBES, self.regex, self.replace)
-        except pa.ArrowInvalid as error:
-            reason = str(error).partition(": ")[2]
-            raise ValueError(f"rule {self.name!r}: replacement {self.replace!r} is wrong: {reason}") from error
+
+@lru_cache(maxsize=1024)  # every profile of a file has the same rules
+def _wrong(regex: str, replace: str) -> str | None:
+    """What makes a pattern, or its replacement, no good; None where nothing does."""
+    try:
+        marked = pc.replace_substring_regex(_PROBES, regex, "\x01")
+    except pa.ArrowInvalid as error:
+        return _explain(str(error))
+    # A match of n characters makes a text n - 1 shorter, so only empty matches make it longer.
+    if pc.any(pc.greater(pc.utf8_length(marked), pc.utf8_length(_PROBES))).as_py():
+        return "the pattern matches the empty string, so it would match everywhere"
+    try:
+        pc.replace_substring_regex(_PROBES, regex, replace)
+    except pa.ArrowInvalid as error:
+        return f"replacement {replace!r} is wrong: {str(error).partition(': ')[2]}"
+    return None
 
 
 def _explain(error: str) -> str:

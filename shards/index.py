@@ -63,10 +63,10 @@ def write_shard(
     storage: Storage, tar: str, samples: Iterable[tuple[str, Sequence[tuple[str, bytes]]]], durable: bool = False
 ) -> ShardEntry:
     """Writes samples, as `build_shard` takes them, as the shard `tar` with its index; what a manifest says of it."""
-    shard = build_shard(samples)
-    storage.write(tar, shard.buffers, durable)
+    shard = build_shard(samples, hashed=False)
+    sha256 = storage.write_hashed(tar, shard.buffers, durable)
     write_index(storage, tar, shard.offsets, durable)
-    return ShardEntry(url=tar, nsamples=len(shard.offsets) - 1, bytes=shard.size, sha256=shard.sha256)
+    return ShardEntry(url=tar, nsamples=len(shard.offsets) - 1, bytes=shard.size, sha256=sha256)
 
 
 def read_index(storage: Storage, tar: str) -> list[int]:

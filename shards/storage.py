@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from shards.errors import NO_BUCKET, NOT_FOUND, CutOff, NotFound, StorageError, Unavailable, explain
-from shards.local_file import write_local
+from shards.local_file import sha256_of, write_local
 from shards.object_store import ONE_PUT_BYTES, Opened, Patience, RangedFile, open_store, root_of, shown
 
 __all__ = ["CutOff", "Entry", "NotFound", "Storage", "StorageError", "Unavailable"]
@@ -225,13 +225,20 @@ class Storage:
         there before stands there still. The bytes outlive every process; those of a local file that is not `durable`
         may be lost by a power cut soon after. What another file will vouch for is written durably, and so is that file.
         """
+        self._write(rel, data, durable, hashed=False)
+
+    def write_hashed(self, rel: str, data: Data | Sequence[Data], durable: bool = False) -> str:
+        """As `write`; gives the file's sha256 in hex, which is cheaper here: its bytes pass by only once."""
+        return self._write(rel, data, durable, hashed=True)
+
+    def _write(self, rel: str, data: Data | Sequence[Data], durable: bool, hashed: bool) -> str:
         pieces: Sequence[Data] = [data] if isinstance(data, bytes | bytearray | memoryview | pa.Buffer) else data
         if self.is_local:
             views = [memoryview(piece).cast("B") for piece in pieces]
-            self._do("write", rel, lambda: write_local(self._path(rel), views, durable))
-        else:
-            buffers = [pa.py_buffer(piece) for piece in pieces]
-            self._do("write", rel, lambda: self._upload(self._path(rel), buffers))
+            return self._do("write", rel, lambda: write_local(self._path(rel), views, durable, hashed))
+        buffers = [pa.py_buffer(piece) for piece in pieces]
+        self._do("write", rel, lambda: self._upload(self._path(rel), buffers))
+        return sha256_of(buffers) if hashed else ""
 
     def delete(self, rel: str, missing_ok: bool = True) -> None:
         """Deletes a file."""

@@ -24,15 +24,18 @@ class Part:
 
     def __init__(self, buffer: pa.Buffer, start: int, size: int) -> None:
         self._view, self._start, self._size = memoryview(buffer).cast("B"), start, size
+        self._stop = start + len(self._view)
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, key: slice, /) -> memoryview:
         start, stop, _ = key.indices(self._size)
-        if stop > start and (start < self._start or stop > self._start + len(self._view)):
+        if start >= stop:
+            return self._view[:0]
+        if start < self._start or stop > self._stop:
             raise IndexError(f"bytes {start} to {stop} are not in this part")
-        return self._view[start - self._start : stop - self._start] if stop > start else self._view[:0]
+        return self._view[start - self._start : stop - self._start]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import resource
@@ -45,7 +46,7 @@ def test_write_read_list_delete(storage: Storage) -> None:
     if not storage.is_local:  # folders of an object store need not be made
         storage._fs.create_dir("bucket/root/x/y")
     storage.write("x/y/b.bin", [b"he", memoryview(b"ll"), pa.py_buffer(b"o"), b""])
-    storage.write("a.txt", pa.py_buffer(b"hello!"))
+    assert storage.write_hashed("a.txt", [pa.py_buffer(b"hello!")]) == hashlib.sha256(b"hello!").hexdigest()
     assert (storage.read("a.txt"), storage.read("x/y/b.bin")) == (b"hello!", b"hello")
     assert storage.view("a.txt").to_pybytes() == b"hello!"
     assert storage.view_range("a.txt", 1, 4).to_pybytes() == b"ell"
@@ -170,11 +171,25 @@ def test_an_object_store_out_of_reach_is_told_in_one_line(monkeypatch: pytest.Mo
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 3000), max_size=2500))
-def test_any_number_of_pieces_is_written_in_order(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+@given(st.lists(st.integers(0, 3000), max_size=2500), st.lists(st.integers(0, 900_000), max_size=3), st.booleans())
+def test_any_number_of_pieces_is_written_in_order(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], large: list[int], hashed: bool
+) -> None:
     storage = Storage.open(str(tmp_path_factory.mktemp("pieces")))
-    pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
-    storage.write("a", pieces)
+    pieces = [bytes([number % 251]) * size for number, size in enumerate([*sizes, *large, *sizes[:5]])]
+    if hashed:
+        assert storage.write_hashed("a", pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
+    else:
+        storage.write("a", pieces)
+    assert storage.read("a") == b"".join(pieces)
+
+
+def test_what_the_kernel_takes_in_parts_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda file, pieces: real(file, [bytes(pieces[0][:70_001])]))
+    pieces = [bytes([number]) * 100_000 for number in range(12)]
+    storage = Storage.open(str(tmp_path))
+    assert storage.write_hashed("a", pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
     assert storage.read("a") == b"".join(pieces)
 
 

@@ -248,6 +248,30 @@ def test_flipped_bytes_raise_only_tar_errors_and_never_a_wrong_position(data: st
         assert 0 <= member.header_offset < member.offset <= member.offset + member.size <= len(broken)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data(), FORMATS)
+def test_the_short_way_through_usual_headers_takes_them_as_the_long_one(data: st.DataObject, format_: int) -> None:
+    whole = archive([("a.txt", b"x" * 600), ("d/é.json", b""), ("k" * 90, b"y"), ("c.txt", b"z" * 512)], format_)
+    header = data.draw(st.integers(0, len(whole) // 512 - 1)) * 512
+    field = data.draw(st.sampled_from([(0, 100), (100, 24), (124, 12), (136, 12), (148, 8), (156, 1), (257, 90)]))
+    broken = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 3))):
+        broken[header + field[0] + data.draw(st.integers(0, field[1] - 1))] = data.draw(
+            st.sampled_from(b"\x000 78x\xff")
+        )
+    if data.draw(st.booleans()):  # a header that its checksum fits
+        block = broken[header : header + 512]
+        block[148:156] = b" " * 8
+        broken[header + 148 : header + 156] = data.draw(st.sampled_from([b"%06o\0 ", b"%07o\0", b"%06o \0"])) % sum(
+            block
+        )
+    quick = drain(bytes(broken))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shards.tar._usual", lambda block: None)
+        slow = drain(bytes(broken))
+    assert (quick[0], str(quick[1])) == (slow[0], str(slow[1]))
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=3000))
 def test_any_bytes_raise_only_tar_errors(data: bytes) -> None:
