@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help demo test test-all lint format dashboards clean \
   bench-language bench-real-data bench-rates bench-rescore bench-calibrate bench-pack bench-model \
-  bench-trainer plan-docs test-gpu
+  bench-trainer bench plan-docs test-gpu
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -73,6 +73,11 @@ bench-model: $(STAMP)-test  ## packs against padding, the ratios of docs/model.m
 
 bench-trainer: $(STAMP)-test  ## the loader against webdataset and wids, the step against padding
 	@$(BIN)/python -m benchmarks.trainer
+
+bench: $(STAMP)-test  ## curation beside its peers, docs/benchmarks.md, over an hour
+	@for name in caption_path job clip tars growth startup; do \
+	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; done
+	@$(BIN)/python -m benchmarks.page
 
 plan-docs: $(STAMP)-test  ## docs/plan-qwen-vl.md, some minutes
 	@$(BIN)/python -m trainer.plan qwen-vl --table > docs/plan-qwen-vl.md

@@ -52,6 +52,7 @@ def measure(command: Sequence[str], *, memory: bool = False, env: Mapping[str, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         env={**os.environ, **(env or {})},
         start_new_session=True,
         preexec_fn=None if group is None else group.enter,

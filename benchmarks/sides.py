@@ -115,7 +115,7 @@ def by_turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, 
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(pairs):
-        for name in ways if turn % 2 == 0 else reversed(ways):
+        for name in ways if turn % 2 == 0 else reversed(list(ways)):
             began = time.process_time()
             ways[name]()
             seconds[name].append(time.process_time() - began)

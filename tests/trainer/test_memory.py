@@ -47,6 +47,7 @@ def rows_of_a_rank(work: Work) -> tuple[int, int, int]:
     return found[0], found[1], sum(each.nbytes for each in model.buffers())
 
 
+@pytest.mark.slow
 def test_state_is_what_a_rank_holds(simulated: list[tuple[Work, Memory]]) -> None:
     for work, memory in simulated:
         trained, frozen, tables = rows_of_a_rank(work)
@@ -60,6 +61,7 @@ def test_state_is_what_a_rank_holds(simulated: list[tuple[Work, Memory]]) -> Non
         assert memory.peak == sum(vars(memory).values())
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_the_micro_batch(simulated: list[tuple[Work, Memory]]) -> None:
     (two, a), (six, b) = simulated
     tokens, images = two.run.data.length, two.run.data.most_images(config().adapter.queries)

@@ -86,6 +86,7 @@ def test_the_tokenizer_of_another_model(data: Path, tmp_path: Path, capsys: pyte
     assert "the tokenizer is another model's" in line
 
 
+@pytest.mark.slow
 def test_more_ranks_than_lanes(model: Path, data: Path, tmp_path: Path) -> None:
     arguments = command(1, data, model, tmp_path / "out", "data.lanes=1", "batch.size=2")
     status, errors = ended(start(arguments, 2))

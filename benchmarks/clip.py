@@ -1,0 +1,195 @@
+"""The CLIP stage: beside its bare model, its decoding beside the cheapest ways known, beside data-juicer, and on Ray.
+
+`python -m benchmarks.clip` runs five parts (--parts), on images of the web's sizes:
+
+  stage   curation.unit.score_pixels with a ViT-B/32 of random weights, and the same model fed with ready tensors from
+          memory, at the same batch size and number of threads
+  pixels  from an image's bytes to what the model sees: filters.pixels with open_clip's transform, and ways of Pillow,
+          torch, torchvision, OpenCV and simplejpeg (benchmarks/clip_pixels.py), at 224 pixels on the web's sizes and at
+          64 on photographs; correct is a way that leaves the cosines of the demo's CLIP where they are
+  scores  those cosines through our path, and of open_clip's own preprocessing at full scale, on photographs
+  peer    data-juicer's image_text_similarity_filter at equal weights (benchmarks/clip_peer.py)
+  job     the whole Ray job, and our unit functions in a plain loop, with a smaller model (benchmarks/clip_sides.py)
+
+Photographs are those of the shared data; where it is absent `pixels` takes the drawn images for them, and `scores` is
+left out. The demo's CLIP is trained at first use (a minute) unless --model has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.clip_models import random_model
+from benchmarks.corpus import write_corpus
+from benchmarks.measure import BenchmarkError, Ratio, say
+from benchmarks.shown import bars, table
+from benchmarks.sides import add_options, write_json
+
+PARTS = ("stage", "pixels", "scores", "peer", "job")
+TARGET = 0.95
+OURS, BARE = "CLIP stage", "bare model"
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds on the clock and of the CPU for each of several functions, called in turn."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for turn in range(pairs):
+        for name in ways if turn % 2 == 0 else reversed(ways):
+            wall, cpu = time.perf_counter(), time.process_time()
+            ways[name]()
+            found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            say(f"  {turn + 1}/{pairs} {name}: {found[name][-1][1]:.1f} CPU-seconds, {found[name][-1][0]:.1f} s")
+    return found
+
+
+class Stage:
+    """score_pixels on one unit, and its model on the same pixels and tokens."""
+
+    def __init__(self, corpus: Path, model: Path, batch: int) -> None:
+        from curation.profile import Input, Profile
+        from curation.unit import judge
+        from curation.units import plan_units
+        from filters import clip_model
+        from filters.clip_score import ClipScore
+        from filters.clip_scorer import ClipScorer
+
+        rule = ClipScore(model=f"local-dir:{model}", min=-1.0)
+        source = Input(path=str(corpus), format="webdataset")
+        self.profile = Profile(name="stage", mappers=(), filters={"clip_score": rule}, input=source)
+        storage, (unit,) = plan_units(self.profile)
+        self.judged = judge(self.profile, storage, unit, {})
+        self.loaded = clip_model.load(rule.model, "")
+        scorer = ClipScorer(self.loaded, batch_size=batch)
+        self.in_model: list[float] = []
+        scorer.on_batch = self.in_model.append
+        self.scorers, self.batch = {"clip_score": scorer}, batch
+
+    def ours(self) -> list[float]:
+        from curation.unit import Judged, score_pixels
+
+        judged = Judged(self.judged.unit, self.judged.rows, self.judged.problems, self.judged.images)
+        score_pixels(self.profile, judged, self.scorers)
+        cosines: list[float] = judged.rows["clip_score_cosine"].to_pylist()
+        return cosines
+
+    def ready(self) -> None:
+        """The batches that the bare model is fed with."""
+        import torch
+
+        from filters.pixels import read_rgb
+
+        captions = self.judged.rows["caption"].to_pylist()
+        pixels = [self.loaded.preprocess(read_rgb(memoryview(image), self.loaded.side)) for image in self.judged.images]
+        starts = range(0, len(pixels), self.batch)
+        self.batches = [
+            (
+                torch.stack(pixels[start : start + self.batch]),
+                self.loaded.tokenizer(captions[start : start + self.batch]),
+            )
+            for start in starts
+        ]
+
+    def bare(self) -> list[float]:
+        import torch
+
+        cosines: list[float] = []
+        with torch.inference_mode():
+            for pixels, tokens in self.batches:
+                seen = self.loaded.model.encode_image(pixels, normalize=True)
+                cosines += (seen * self.loaded.model.encode_text(tokens, normalize=True)).sum(dim=-1).tolist()
+        return cosines
+
+
+def stage(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    import torch
+
+    from curation.profile import ClipResources
+
+    batch, count, threads = ClipResources().batch_size, options.images, cores()
+    torch.set_num_threads(threads)
+    corpus = work / f"corpus-{count}"
+    write_corpus(corpus, count, count)
+    made = Stage(corpus, random_model(work / "ViT-B-32", "ViT-B-32"), batch)
+    made.ready()
+    apart = max(abs(a - b) for a, b in zip(made.ours(), made.bare(), strict=True))  # warms both up, too
+    if apart > 1e-4:
+        raise BenchmarkError(f"stage and bare model differ by {apart:.5f} in a cosine")
+    made.in_model.clear()
+    found = turns({OURS: made.ours, BARE: made.bare}, options.pairs)
+    walls, cpus = ({name: [count / run[kind] for run in runs] for name, runs in found.items()} for kind in (0, 1))
+    busy = sum(made.in_model) / sum(wall for wall, _ in found[OURS])
+    shares = [Ratio(tuple(a / b for a, b in zip(rates[OURS], rates[BARE], strict=True))) for rates in (walls, cpus)]
+    title = f"ViT-B/32 of random weights, {count} images in batches of {batch}, {threads} threads"
+    rows = [
+        [name, *(f"{statistics.median(rates[name]):.1f}" for rates in (walls, cpus)), *told]
+        for name, told in ((OURS, [*map(str, shares), f"{busy:.1%}"]), (BARE, ["", "", ""]))
+    ]
+    head = ["side", "images/s", "images/CPU-s", f"of the bare model's images/s, at least {TARGET}"]
+    shown = table(title, [*head, "of its images/CPU-s", "in the model"], rows)
+    figures = {"images_per_second": walls, "images_per_cpu_second": cpus, "busy": busy, "most_apart": apart}
+    plot = bars("The CLIP stage, ViT-B/32", "images a second", walls, [OURS])
+    return {"tables": [shown], "bars": [plot], "figures": figures}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python -m benchmarks.clip --parts stage,pixels --pairs 3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="NAMES", help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=192, metavar="N", help="of the stage; default: %(default)s")
+    parser.add_argument("--peer-samples", type=int, default=128, metavar="N", help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=1_024, metavar="N", help="of the job; default: %(default)s")
+    parser.add_argument("--job-pairs", type=int, default=3, metavar="N", help="of the job; default: %(default)s")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a folder with the demo's CLIP (data/demo/clip)")
+    parser.add_argument("--no-peers", action="store_true", help="without `peer` and simplejpeg: installs nothing")
+    options = parser.parse_args()
+    try:
+        run(options)
+    except (BenchmarkError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    from benchmarks import clip_peer, clip_scores, clip_sides
+
+    parts = [name for name in options.parts.split(",") if name and not (name == "peer" and options.no_peers)]
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise BenchmarkError(f"--parts: there is no {unknown[0]!r}: {', '.join(PARTS)}")
+    if min(options.pairs, options.job_pairs, options.images, options.samples, options.peer_samples) < 1:
+        raise BenchmarkError("--pairs, --job-pairs, --images, --samples and --peer-samples are at least 1")
+    if options.model is not None and not (options.model / "open_clip_config.json").is_file():
+        raise BenchmarkError(f"--model: {options.model} has no open_clip_config.json: `make demo` makes data/demo/clip")
+    work = (options.work / "clip").resolve()
+    ways: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
+        "stage": stage,
+        "pixels": clip_scores.pixels,
+        "scores": clip_scores.scores,
+        "peer": clip_peer.peer,
+        "job": clip_sides.job,
+    }
+    whole: dict[str, Any] = {"tables": [], "bars": []}
+    for name in parts:
+        say(f"\n== {name}")
+        found = ways[name](options, work)
+        whole = {**whole, name: found["figures"], **{kind: whole[kind] + found[kind] for kind in ("tables", "bars")}}
+    write_json(options.json, whole, ("torch", "open_clip_torch", "pillow", "torchvision", "ray"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Our sides of benchmarks.clip that run as commands: the unit functions in a plain loop, and the whole job on Ray.
+
+Both curate the same tars with the same settings. The last line is JSON: `scored`, and `busy`, for each process that
+held the model the share of the time from its first batch's start to its last one's end that the model was at work.
+
+`job` compares them: one process a core with one thread each, for Ray as many actors (by itself, without settings, the
+job gives a machine of two cores one actor of one core, and the other to its readers). The model is smaller than
+ViT-B/32 and still nearly all of the work. Start-up is two units of one batch each: every model is loaded and warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.clip_models import SMALLER, random_model
+from benchmarks.corpus import write_corpus
+from benchmarks.measure import BenchmarkError
+from benchmarks.shown import bars, table
+from benchmarks.sides import ROOT, Side, in_turn
+from curation.commit import commit
+from curation.config import load
+from curation.profile import ClipResources, Profile
+from curation.unit import judge, score_pixels
+from curation.units import Unit, plan_units
+from filters.base import Scorer
+from filters.clip_score import ClipScore
+from shards.storage import Storage
+
+NAME = "clip"
+RAY, PLAIN = "Ray job", "plain loop"
+TARGET = 0.95
+UNIT = 3  # batches
+# One thread of a model a process; a local Ray would turn token authentication on for this machine and for good.
+ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+
+
+class Noted(ClipScore):
+    """The filter itself, whose scorer also writes down when its model was at work: a file a process in `batches`."""
+
+    batches: str
+
+    def setup(self, device: str = "cpu", batch_size: int | None = None) -> Scorer:
+        return NotedScorer(super().setup(device, batch_size), Path(self.batches))
+
+
+class NotedScorer:
+    """Passes everything on to a ClipScorer; `on_batch` is whatever the job sets."""
+
+    def __init__(self, scorer: Any, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._scorer, self._file = scorer, (folder / str(os.getpid())).open("a", buffering=1)
+        self.on_batch: Callable[[float], None] = lambda seconds: None
+        scorer.on_batch = self._note
+
+    def _note(self, seconds: float) -> None:
+        self._file.write(f"{time.time()} {seconds}\n")
+        self.on_batch(seconds)
+
+    def score(self, samples: pa.Table) -> Mapping[str, pa.Array]:
+        scores: Mapping[str, pa.Array] = self._scorer.score(samples)
+        return scores
+
+
+def settings(corpus: Path, out: Path, model: Path, unit: int, actors: int, batch: int) -> dict[str, Any]:
+    """A profile with the CLIP stage alone, which keeps all. unit: samples of a unit.
+
+    actors: how many share the cores with the reader, which needs next to none; 0: as the job divides them by itself.
+    """
+    clip: dict[str, Any] = {"batch_size": batch}
+    resources: dict[str, Any] = {"clip": clip}
+    if actors:
+        clip |= {"num_cpus": 0.75, "actors": [actors, actors]}
+        resources["read"] = {"num_cpus": 0.25}
+    rule = {"filter": "benchmarks.clip_sides:Noted", "model": f"local-dir:{model}", "min": -1.0}
+    return {
+        "input": {"path": str(corpus), "format": "webdataset"},
+        "filters": {"clip_score": {**rule, "batches": str(out / "batches")}},
+        "units": {"max_samples": unit},
+        "resources": resources,
+        "output": {"path": str(out / "runs")},
+    }
+
+
+def write_settings(path: Path, told: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"profiles": {NAME: told}}, sort_keys=False))
+    return path
+
+
+class Loop:
+    """What one process of the plain loop holds."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.profile: Profile = load(file).profile(NAME)
+        self.storage = Storage.open(self.profile.input.path)
+        self.output, self.prints = Storage.open(self.profile.run_folder), self.profile.fingerprints()
+        self.cheap = {label: rule.setup() for label, rule in self.profile.cheap.items()}
+        size = self.profile.resources.clip.batch_size
+        self.pixel = {label: rule.setup("cpu", size) for label, rule in self.profile.pixel.items()}
+
+    def unit(self, unit: Unit) -> int:
+        judged = judge(self.profile, self.storage, unit, self.cheap)
+        score_pixels(self.profile, judged, self.pixel)
+        scored: int = commit(self.profile, self.prints, judged, self.output)["scored"]["clip_score"]
+        return scored
+
+
+_loop: Loop | None = None
+
+
+def _begin(file: Path, threads: int) -> None:
+    global _loop
+    _loop = Loop(file, threads)
+
+
+def _unit(text: str) -> int:
+    assert _loop is not None
+    return _loop.unit(Unit.from_json(text))
+
+
+def plain(file: Path, processes: int, threads: int) -> int:
+    """Units in a loop, in so many processes; gives the number of pairs scored."""
+    _, units = plan_units(load(file).profile(NAME))
+    if processes == 1:
+        _begin(file, threads)
+        return sum(_unit(unit.to_json()) for unit in units)
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (file, threads)) as pool:
+        return sum(pool.map(_unit, [unit.to_json() for unit in units]))
+
+
+def on_ray(file: Path) -> int:
+    """`python -m curation run`, from the shell's first import on."""
+    from curation.run import run
+
+    result = run(load(file).profile(NAME))
+    if result.failed:
+        raise BenchmarkError(f"{len(result.failed)} units failed: {result.failed[0].error}")
+    return result.totals.scored["clip_score"]
+
+
+def busy(folder: Path) -> list[float]:
+    """The share of each process, those with one batch left out."""
+    shares = []
+    for path in sorted(folder.iterdir()):
+        notes = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
+        if len(notes) > 1:
+            began, ended = notes[0][0] - notes[0][1], notes[-1][0]
+            shares.append(sum(seconds for _, seconds in notes) / (ended - began))
+    return shares
+
+
+def cosines(out: Path) -> dict[str, float]:
+    """By the source's key, of the ledger of a run; those that were scored."""
+    tables = [
+        pq.read_table(path, columns=["source_key", "clip_score_cosine"])
+        for path in (out / "runs" / NAME / "ledger").iterdir()
+    ]
+    rows = [row for found in tables for row in found.to_pylist()]
+    return {row["source_key"]: row["clip_score_cosine"] for row in rows if row["clip_score_cosine"] is not None}
+
+
+def side(way: str, home: Path, name: str, full: dict[str, Any], small: dict[str, Any], *options: str) -> Side:
+    """A side of `in_turn`. full, small: settings of its two commands."""
+    commands = []
+    for told, file in ((full, "full.yaml"), (small, "small.yaml")):
+        path = write_settings(home / file, told)
+        commands.append([sys.executable, "-m", "benchmarks.clip_sides", way, "--settings", str(path), *options])
+    return Side(name, *commands, env=ENV, before=partial(clear, home))
+
+
+def clear(home: Path) -> None:
+    for folder in ("runs", "batches"):
+        shutil.rmtree(home / folder, ignore_errors=True)
+
+
+def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The part of benchmarks.clip."""
+    cores = len(os.sched_getaffinity(0))
+    batch = ClipResources().batch_size
+    first, count = cores * batch, options.samples
+    model = random_model(work / "smaller", SMALLER)
+    corpora = []
+    for samples in (first, first + count):
+        corpora.append(work / f"corpus-job-{samples}")
+        write_corpus(corpora[-1], samples, min(samples, 500))
+    sides = []
+    for name, way, told in ((RAY, "ray", ()), (PLAIN, "plain", ("--processes", str(cores)))):
+        home = work / name.replace(" ", "-")
+        small, full = (
+            settings(corpus, home, model, unit, cores, batch)
+            for corpus, unit in zip(corpora, (batch, UNIT * batch), strict=True)
+        )
+        sides.append(side(way, home, name, full, small, *told))
+    found = in_turn(sides, count, options.job_pairs)
+    mine, theirs = (cosines(work / name.replace(" ", "-")) for name in (RAY, PLAIN))
+    if mine != theirs or len(mine) != first + count:
+        differ = sum(theirs.get(key) != value for key, value in mine.items())
+        raise BenchmarkError(
+            f"Ray job and plain loop differ in {differ} of {len(mine)} scores, {first + count} samples"
+        )
+    shares = {
+        name: [min(json.loads(cost.output.splitlines()[-1])["busy"], default=0.0) for cost in side.costs]
+        for name, side in found.items()
+    }
+    rows = []
+    for name in (RAY, PLAIN):
+        told = found[name].as_json()
+        over = str(found[name].over(found[PLAIN])) if name == RAY else ""
+        middle = statistics.median(shares[name])
+        costs = f"{found[name].start:.1f}", f"{found[name].start_wall:.1f}"
+        rows.append([name, f"{found[name].rate:.1f}", f"{told['per_second']:.1f}", over, f"{middle:.1%}", *costs])
+    head = [
+        "side",
+        "images/CPU-s",
+        "images/s",
+        f"of the loop's per CPU-s, at least {TARGET}",
+        "in the model, least busy",
+    ]
+    title = f"{count:,} images in units of {UNIT * batch}, a small CLIP, {cores} processes of one thread; scores alike"
+    shown = table(title, [*head, "start, CPU-s", "start, s"], rows)
+    plot = bars("The whole job with a CLIP stage", "images a CPU-second", {k: v.rates for k, v in found.items()}, [RAY])
+    figures = {"sides": [side.as_json() for side in found.values()], "busy": shares}
+    return {"tables": [shown], "bars": [plot], "figures": figures}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=("plain", "ray"))
+    parser.add_argument("--settings", type=Path, required=True, metavar="FILE", help="what `write_settings` wrote")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of the loop; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process; default: %(default)s")
+    options = parser.parse_args()
+    if options.way == "ray":
+        scored = on_ray(options.settings)
+    else:
+        scored = plain(options.settings, options.processes, options.threads)
+    told = yaml.safe_load(options.settings.read_text())["profiles"][NAME]
+    shares = busy(Path(told["filters"]["clip_score"]["batches"]))
+    sys.stdout.write(json.dumps({"scored": scored, "busy": shares}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
