@@ -4,7 +4,7 @@
 
   stage   curation.unit.score_pixels with a ViT-B/32 of random weights, and the same model fed with ready tensors from
           memory, at the same batch size and number of threads
-  pixels  from an image's bytes to what the model sees: filters.pixels with open_clip's transform, and ways of Pillow,
+  pixels  from an image's bytes to what the model sees: filters.pixels and filters.square, and ways of Pillow,
           torch, torchvision, OpenCV and simplejpeg (benchmarks/clip_pixels.py), at 224 pixels on the web's sizes and at
           64 on photographs; correct is a way that leaves the cosines of the demo's CLIP where they are
   scores  those cosines through our path, and of open_clip's own preprocessing at full scale, on photographs

@@ -24,6 +24,7 @@ from PIL import Image
 from benchmarks.clip_models import PREPROCESS
 from benchmarks.peers import environment
 from filters.pixels import read_rgb
+from filters.square import Square
 
 Way = Callable[[bytes, int, bool], torch.Tensor]
 FULL, OURS = "open_clip's own, full scale", "ours"
@@ -60,7 +61,7 @@ def full(data: bytes, side: int, squash: bool) -> torch.Tensor:
 
 
 def ours(data: bytes, side: int, squash: bool) -> torch.Tensor:
-    return _prepare(side, squash)(read_rgb(memoryview(data), side))
+    return _square(side, squash)(read_rgb(memoryview(data), side))
 
 
 def pillow(data: bytes, side: int, squash: bool, room: int | None) -> torch.Tensor:
@@ -107,8 +108,18 @@ def simple(data: bytes, side: int, squash: bool, room: int) -> torch.Tensor:
 def _prepare(side: int, squash: bool) -> Any:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    told = {**PREPROCESS, "size": side, "resize_mode": "squash" if squash else "shortest"}
-    return image_transform_v2(PreprocessCfg(**told), is_train=False)
+    return image_transform_v2(PreprocessCfg(**_told(side, squash)), is_train=False)
+
+
+@cache
+def _square(side: int, squash: bool) -> Square:
+    found = Square.of(_told(side, squash))
+    assert found is not None
+    return found
+
+
+def _told(side: int, squash: bool) -> dict[str, Any]:
+    return {**PREPROCESS, "size": side, "resize_mode": "squash" if squash else "shortest"}
 
 
 def _loaded(data: bytes, side: int, room: int | None) -> tuple[Image.Image, tuple[float, float]]:

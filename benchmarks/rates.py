@@ -100,6 +100,7 @@ def measure_clip(model: str, images: list[bytes], count: int) -> float:
 
     from filters import clip_model
     from filters.clip_scorer import ClipScorer
+    from filters.square import Square
 
     torch.set_num_threads(1)
     if model.startswith(clip_model.FOLDER):
@@ -109,8 +110,9 @@ def measure_clip(model: str, images: list[bytes], count: int) -> float:
         network, _, preprocess = open_clip.create_model_and_transforms(model)
         side = network.visual.preprocess_cfg["size"]
         network.eval().requires_grad_(False)
+        seen = Square.of(network.visual.preprocess_cfg) or preprocess
         loaded = clip_model.LoadedModel(
-            network, preprocess, open_clip.get_tokenizer(model), side if isinstance(side, int) else max(side)
+            network, seen, open_clip.get_tokenizer(model), side if isinstance(side, int) else max(side)
         )
     scorer = ClipScorer(loaded, batch_size=32)
     table = pa.table(
@@ -124,14 +126,18 @@ def measure_clip(model: str, images: list[bytes], count: int) -> float:
 
 
 def measure_decode(images: list[bytes], count: int) -> float:
-    """Images decoded and brought to 224 pixels as open_clip does it: what an actor's CPUs do for a GPU."""
+    """Images decoded and brought to 224 pixels: what an actor's CPUs do for a GPU."""
+    from dataclasses import asdict
+
     import torch
-    from open_clip.transform import image_transform
+    from open_clip.transform import PreprocessCfg
 
     from filters.pixels import read_rgb
+    from filters.square import Square
 
     torch.set_num_threads(1)
-    prepare = image_transform(224, is_train=False)
+    prepare = Square.of(asdict(PreprocessCfg(size=224)))
+    assert prepare is not None
 
     def work() -> None:
         for number in range(count):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filters.base import RuleError
+from filters.square import Square
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +117,10 @@ def load(model: str, pretrained: str, device: str = "cpu") -> LoadedModel:
     except Exception as error:
         raise RuleError(f"the tokenizer of CLIP model {source} cannot be loaded: {_one_line(error)}") from error
     network.eval().requires_grad_(False)
-    size = network.visual.preprocess_cfg["size"]
-    return LoadedModel(network, preprocess, tokenizer, max(size) if isinstance(size, (tuple, list)) else int(size))
+    config = network.visual.preprocess_cfg
+    size = config["size"]
+    side = max(size) if isinstance(size, (tuple, list)) else int(size)
+    return LoadedModel(network, Square.of(config) or preprocess, tokenizer, side)
 
 
 def _check_tag(open_clip: Any, name: str, tag: str) -> None:

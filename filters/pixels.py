@@ -111,7 +111,7 @@ def _to_rgb(image: Image) -> Image:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def _upright(image: Image, container: Container | None) -> Image:

@@ -51,7 +51,7 @@ def test_equals_open_clip(name: str, request: pytest.FixtureRequest) -> None:
     samples = pairs([encoded(image, "PNG") for image in pictures])
     found = scored.score(samples)["cosine"].to_pylist()
     expected = reference(tiny, pictures, samples["caption"].to_pylist())
-    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-4
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-3
     assert len(set(found)) > 6
     assert all(round(value, 4) == pytest.approx(value, abs=1e-7) for value in found)
 
