@@ -49,6 +49,8 @@ def some_input(folder: Path) -> dict[str, Any]:
     filters = {
         **CHEAP,
         "clip_score": clip_settings(),
+        # Half a second a unit: Prometheus sees the histogram of batches grow, however soon the run ends.
+        "slow": {"filter": "tests.curation.plugins:PixelsSlow", "seconds": 0.5},
         "gate": {"filter": "tests.curation.plugins:PixelsGate", "folder": str(folder), "word": "before the gate"},
         "mine": {"filter": "tests.curation.test_unit:Raises"},
     }
