@@ -18,7 +18,6 @@ left out. The demo's CLIP is trained at first use (a minute) unless --model has 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -30,15 +29,11 @@ from benchmarks.clip_models import random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError, Ratio, say
 from benchmarks.shown import bars, table
-from benchmarks.sides import add_options, write_json
+from benchmarks.sides import add_options, cores, write_json
 
 PARTS = ("stage", "pixels", "scores", "peer", "job")
 TARGET = 0.95
 OURS, BARE = "CLIP stage", "bare model"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[tuple[float, float]]]:

@@ -30,7 +30,7 @@ from benchmarks.clip_models import SMALLER, random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError
 from benchmarks.shown import bars, table
-from benchmarks.sides import ROOT, Side, in_turn
+from benchmarks.sides import RAY_ENV, Side, in_turn
 from curation.commit import commit
 from curation.config import load
 from curation.profile import ClipResources, Profile
@@ -44,8 +44,8 @@ NAME = "clip"
 RAY, PLAIN = "Ray job", "plain loop"
 TARGET = 0.95
 UNIT = 3  # batches
-# One thread of a model a process; a local Ray would turn token authentication on for this machine and for good.
-ENV = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+# One thread of a model a process.
+ENV = {**RAY_ENV, "OMP_NUM_THREADS": "1"}
 
 
 class Noted(ClipScore):

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import SAMPLES_A_TAR, write_corpus
-from benchmarks.job import ENV, clear, cores, ray_job, ready, write_profile, write_start
+from benchmarks.job import clear, ray_job, ready, write_profile, write_start
 from benchmarks.measure import BenchmarkError, Cost, Ratio, measure, say
 from benchmarks.odd_inputs import odd_inputs
 from benchmarks.shown import bars, table
-from benchmarks.sides import STARTS, add_options, write_json
+from benchmarks.sides import RAY_ENV, STARTS, add_options, cores, run_command
 
 SIZES = (10_000, 50_000, 200_000)
 # Distinct tars of the largest input; the others are links.
@@ -152,7 +152,7 @@ def run_in_turn(home: Path, inputs: Sequence[Input], turns: int) -> list[Ran]:
 
 def _once(home: Path, found: Input, config: Path) -> Cost:
     ready(home, found.tars)
-    return measure(ray_job(config), memory=True, env=ENV)
+    return measure(ray_job(config), memory=True, env=RAY_ENV)
 
 
 def _told(home: Path) -> dict[str, int]:
@@ -253,14 +253,7 @@ def main() -> int:
         "--parts", nargs="+", choices=("growth", "odd"), default=["growth", "odd"], help="default: both"
     )
     add_options(parser, pairs=3)
-    options = parser.parse_args()
-    try:
-        figures = everything(options)
-    except (BenchmarkError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    write_json(options.json, figures, ("ray", "pyarrow"))
-    return 0
+    return run_command(parser, everything, ("ray", "pyarrow"))
 
 
 if __name__ == "__main__":

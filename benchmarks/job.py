@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from benchmarks.measure import BenchmarkError, say
 from benchmarks.pack import warm
 from benchmarks.peer_rules import FILTERS
 from benchmarks.shown import bars, table
-from benchmarks.sides import ROOT, Measured, Side, add_options, in_turn, write_json
+from benchmarks.sides import RAY_ENV, Measured, Side, add_options, cores, in_turn, write_json
 from curation.config import ConfigError, load
 from curation.units import Unit, plan_units
 from shards.storage import Storage, StorageError
@@ -45,14 +44,8 @@ WARM = 4 << 30
 WAIT = "together"
 # Of the plain loop's throughput per CPU-second.
 TARGET = 0.85
-# A local Ray would turn token authentication on for this machine and for good.
-ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
 # What both sides write, and must write alike.
 WRITTEN = ("ledger", "shards", "samples", "units")
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def write_profile(home: Path, tars: Path, detector: str = "none", **settings: Any) -> Path:
@@ -179,7 +172,7 @@ def compare(folder: Path, tars: Path, samples: int, detector: str, pairs: int) -
             name,
             commands[name](write_profile(home, tars, detector)),
             commands[name](write_start(home, tars, detector)),
-            env=ENV,
+            env=RAY_ENV,
             before=partial(ready, home, tars),
         )
         for name, home in homes.items()

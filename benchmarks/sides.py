@@ -19,10 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Cost, Ratio, measure, say
+from benchmarks.measure import BenchmarkError, Cost, Ratio, measure, say
 
 ROOT = Path(__file__).parents[1]
 STARTS = 3
+# Of a side that starts Ray: a local one would turn token authentication on for this machine and for good.
+RAY_ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -151,13 +158,27 @@ def write_json(path: Path | None, figures: Mapping[str, Any], packages: Sequence
     path.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
 
 
+def run_command(
+    parser: argparse.ArgumentParser, compare: Callable[[argparse.Namespace], Mapping[str, Any]], packages: Sequence[str]
+) -> int:
+    """A benchmark's `main`: compares, and writes the figures for --json; what goes wrong is one line, and status 1."""
+    options = parser.parse_args()
+    try:
+        figures = compare(options)
+    except (BenchmarkError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    write_json(options.json, figures, packages)
+    return 0
+
+
 def machine() -> dict[str, Any]:
     """What it ran on, as far as figures depend on it."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",

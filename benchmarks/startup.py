@@ -24,14 +24,12 @@ import yaml
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError, measure, say
 from benchmarks.shown import bars, table
-from benchmarks.sides import ROOT, add_options, write_json
+from benchmarks.sides import RAY_ENV, ROOT, add_options, run_command
 from filters.base import Filter
 
 SAMPLES, IMAGES = 1_000, 50
 # Seconds, by what is measured.
 TARGETS = {"--help": 0.3, "validate": 1.0, "run: first unit in work": 20.0}
-# A run's workers import this file for the filter below, and a local Ray would turn token authentication on for good.
-ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
 CHEAP: dict[str, Any] = {"text_length": {}, "language": {}, "emoji": {}, "aspect_ratio": {}, "min_size": {}}
 
 RAY_ALONE = """
@@ -105,7 +103,7 @@ def shell(*arguments: str) -> list[str]:
 
 def to_the_end(*command: str) -> Callable[[], dict[str, float]]:
     """Seconds of a command, under its name."""
-    return lambda: {command[0]: measure(shell(*command), env=ENV).wall}
+    return lambda: {command[0]: measure(shell(*command), env=RAY_ENV).wall}
 
 
 def run(folder: Path, config: Path) -> dict[str, float]:
@@ -114,7 +112,7 @@ def run(folder: Path, config: Path) -> dict[str, float]:
     touched = folder / "touched"
     touched.unlink(missing_ok=True)
     began = time.time()
-    cost = measure(shell("run", "--config", str(config)), env=ENV)
+    cost = measure(shell("run", "--config", str(config)), env=RAY_ENV)
     if not touched.exists():
         raise BenchmarkError("the run came to no unit: it left no file")
     planned = folder / "runs/startup/run.json"
@@ -129,7 +127,7 @@ def ray_alone(folder: Path) -> dict[str, float]:
     script = folder / "ray_alone.py"
     script.write_text(RAY_ALONE)
     began = time.time()
-    told = json.loads(measure([sys.executable, str(script)], env=ENV).output.strip().splitlines()[-1])
+    told = json.loads(measure([sys.executable, str(script)], env=RAY_ENV).output.strip().splitlines()[-1])
     return {f"Ray alone: {what}": at - began for what, at in told.items()}
 
 
@@ -183,14 +181,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    options = parser.parse_args()
-    try:
-        figures = compare(options)
-    except (BenchmarkError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    write_json(options.json, figures, ("ray", "pyarrow", "pydantic"))
-    return 0
+    return run_command(parser, compare, ("ray", "pyarrow", "pydantic"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from benchmarks.corpus import SAMPLES_A_TAR, write_corpus
 from benchmarks.measure import BenchmarkError, measure, say
 from benchmarks.peers import environment, versions
 from benchmarks.shown import bars, table
-from benchmarks.sides import ROOT, Measured, Side, add_options, in_turn, write_json
+from benchmarks.sides import ROOT, Measured, Side, add_options, in_turn, run_command
 from benchmarks.tar_sides import READERS, WRITERS
 
 PEER = "webdataset==1.0.2"
@@ -209,14 +209,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=50_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=2_000, metavar="N", help="distinct ones; default: %(default)s")
     add_options(parser)
-    options = parser.parse_args()
-    try:
-        figures = compare(options)
-    except (BenchmarkError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    write_json(options.json, figures)
-    return 0
+    return run_command(parser, compare, ())
 
 
 if __name__ == "__main__":
