@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import ledger
+from curation import collector, ledger
 from curation.counts import count
 from curation.profile import Fingerprints, Profile
 from curation.unit import Image, Judged, review_rows, thumbnail
@@ -30,6 +30,7 @@ MANIFEST_VERSION = "2"
 _LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
+@collector.paused()
 def commit(
     profile: Profile, prints: Fingerprints, judged: Judged, output: Storage, *, shards: bool = True
 ) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def _samples(
             raise AssertionError(f"{record['key']} is kept but its image is gone")
         about = {name: record[name] for name in ("key", "source_key", "url", "caption_raw", "width", "height")}
         about["scores"] = {name: _short_float(record[name]) for name in score_names if record[name] is not None}
-        about["source"] = json.loads(record["source"])
-        text = _LINE.encode(about)
+        # The ledger's column is JSON of the same form already.
+        text = f'{_LINE.encode(about)[:-1]},"source":{record["source"]}}}'
         samples.append(
             (record["key"], [(record["format"], image), ("txt", record["caption"].encode()), ("json", text.encode())])
         )

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import ledger
+from curation import collector, ledger
 from curation.profile import Profile
 from curation.raw import Raw, source_json
 from curation.sources import read_unit
@@ -58,6 +58,7 @@ class StepError(Exception):
     """A rule failed on a whole unit; the message names it."""
 
 
+@collector.paused()
 def judge(profile: Profile, storage: Storage, unit: Unit, scorers: Mapping[str, Scorer]) -> Judged:
     """Reads a unit, cleans its captions and scores it with every cheap filter. scorers: label -> `Filter.setup()`."""
     judged = Judged(unit, pa.table({}), pa.nulls(0, pa.string()), [])

@@ -20,7 +20,7 @@ from filters import replacing
 from filters.base import Mapper
 from filters.pattern_defaults import DEFAULT_RULES
 from filters.pattern_rules import PatternRule
-from filters.pattern_words import EXTENSION, OPEN
+from filters.pattern_words import AGENCY, EXTENSION, OPEN
 
 __all__ = ["DEFAULT_RULES", "PatternRule", "Patterns"]
 
@@ -46,9 +46,19 @@ _SPECIAL_TAGS: Mapping[str, tuple[PatternRule, ...]] = {
 
 # Up to so many texts are taken one by one, by patterns that are compiled already.
 _FEW = 1_000
-# What a text must hold for a pattern that is slow to match: the bracket of a credit; of a file's name a digit, its
-# extension, the word of a stock agency, or a hash that happens to have no digit.
-_HOLDS = {"credit_in_brackets": OPEN, "file_name": rf"(?i)[0-9]|{EXTENSION}|stock-|[a-f]{{32}}"}
+# What a text must hold for a pattern that is slow to match: the slash of an address; of a file's name a digit, its
+# extension, the word of a stock agency, or a hash that happens to have no digit; the bracket, sign or word of a credit.
+_HOLDS = {
+    "url": r"/|(?i:www\.)",
+    "file_name": rf"(?i)[0-9]|{EXTENSION}|stock-|[a-f]{{32}}",
+    "credit_in_brackets": OPEN,
+    "credit_copyright": r"©|\([cC]\)|opyright|eserved",
+    "credit_agency": AGENCY,
+    "credit_by": r"(?i)by|courtesy",
+    "credit_label": "[:©]",
+    "credit_unmarked": "Photo|PHOTO|Picture|Image|Foto|Mandatory",
+    "credit_chinese": "[图圖照摄攝文来來版]",
+}
 _GATES = {rule.pattern: _HOLDS[rule.name] for rule in DEFAULT_RULES if rule.name in _HOLDS}
 
 # Mojibake needs two neighbours outside ASCII, none from East Asia, or a lead byte whose U+00A0 became a space.
@@ -147,14 +157,19 @@ def _apply(rule: PatternRule, texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 def _matching(rule: PatternRule, texts: pa.Array) -> np.ndarray:
     """Which texts a rule is for."""
     pattern = _MOJIBAKE if rule.use else rule.regex
+    gate = _GATES.get(rule.pattern or "")
+    if gate is None or len(texts) <= _FEW:
+        return _matches(texts, pattern)
+    found = _matches(texts, gate)
+    found[found] = _matches(texts.filter(pa.array(found)), pattern)
+    return found
+
+
+def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
+    """Which texts a pattern matches; a null is not one of them."""
     if len(texts) <= _FEW:
         return replacing.matches(texts, pattern)
-    gate = _GATES.get(rule.pattern or "")
-    if gate is None:
-        return np.array(pc.fill_null(pc.match_substring_regex(texts, pattern), False))
-    found = np.array(pc.fill_null(pc.match_substring_regex(texts, gate), False))
-    found[found] = np.asarray(pc.match_substring_regex(texts.filter(pa.array(found)), pattern))
-    return found
+    return np.array(pc.fill_null(pc.match_substring_regex(texts, pattern), False))
 
 
 def _differs(old: pa.Array, new: pa.Array) -> np.ndarray:

@@ -132,7 +132,15 @@ def test_gates_let_through_what_matches() -> None:
         "abc_de-fgh_ijk.webp",
     ]
     shapes = [*names, *(f"image: {name}" for name in names), *(f"A red dog {name}" for name in names)]
-    column = pa.array([*shapes, "(photo by A)", "A dog 【图片来源：网络】"], pa.large_string())
+    credits = ["(photo by A)", "A dog 【图片来源：网络】", "A dog. © A. Person", "A dog. Photo by Jo Doe/Reuters"]
+    credits += [
+        "A dog. Photo: Jo Doe",
+        "A dog. Photo by Jo Doe",
+        "A dog Photo by Jo Doe",
+        "A dog, see www.a.com",
+        "一只狗。图源：网络",
+    ]
+    column = pa.array([*shapes, *credits], pa.large_string())
     for pattern, gate in patterns._GATES.items():
         found = pc.match_substring_regex(column, pattern)
         assert pc.sum(found).as_py() >= 1
