@@ -1,14 +1,15 @@
 """The ways of reading and writing tars that benchmarks.tars compares; one way in a process.
 
 `read WAY TAR...` goes through all samples (the first tar is its start-up, not counted), `check WAY TAR...` gives the
-hash of what it read, `write WAY TAR FOLDER N` writes the samples of a tar N times after a first time that does not
-count. What the work took is told as one line of JSON. The peer's interpreter runs this too and has nothing but the
-peer, so everything else is imported where it is used.
+hash of what it read, `write WAY TAR FOLDER N [durable]` writes the samples of a tar N times after a first time that
+does not count; durable: each time onto the disk. What the work took is told as one line of JSON. The peer's interpreter
+runs this too and has nothing but the peer, so everything else is imported where it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -155,20 +156,29 @@ def digest(samples: Iterable[Any]) -> str:
 Samples = Sequence[tuple[str, dict[str, bytes]]]
 
 
-def write_copy(samples: Samples, tar: str) -> Callable[[str, int], None]:
+class Flushed(io.FileIO):
+    """A file whose bytes are on the disk once it is closed."""
+
+    def close(self) -> None:
+        if not self.closed:
+            os.fsync(self.fileno())
+        super().close()
+
+
+def write_copy(samples: Samples, tar: str, durable: bool) -> Callable[[str, int], None]:
     """The tar's bytes, which lie in memory."""
     with open(tar, "rb") as file:
         data = memoryview(file.read())
 
     def write(folder: str, number: int) -> None:
-        with open(f"{folder}/{number:05d}.tar", "wb", buffering=0) as out:
+        with (Flushed if durable else io.FileIO)(f"{folder}/{number:05d}.tar", "w") as out:
             for start in range(0, len(data), PIECE):
                 out.write(data[start : start + PIECE])
 
     return write
 
 
-def write_webdataset(samples: Samples, tar: str) -> Callable[[str, int], None]:
+def write_webdataset(samples: Samples, tar: str, durable: bool) -> Callable[[str, int], None]:
     """Bytes as they are (`encoder=False`), in a file with a buffer of 1 MiB: its quickest."""
     from webdataset import ShardWriter
 
@@ -182,7 +192,7 @@ def write_webdataset(samples: Samples, tar: str) -> Callable[[str, int], None]:
             verbose=0,
             encoder=False,
             mtime=0,
-            opener=lambda name: open(name, "wb", buffering=PIECE),
+            opener=lambda name: io.BufferedWriter((Flushed if durable else io.FileIO)(name, "w"), PIECE),
         ) as writer:
             for sample in made:
                 writer.write(sample)
@@ -190,7 +200,7 @@ def write_webdataset(samples: Samples, tar: str) -> Callable[[str, int], None]:
     return write
 
 
-def write_shards(samples: Samples, tar: str) -> Callable[[str, int], None]:
+def write_shards(samples: Samples, tar: str, durable: bool) -> Callable[[str, int], None]:
     """shards.index: the tar, its index, and the sha256 that manifests hold."""
     from shards.index import write_shard
     from shards.storage import Storage
@@ -198,21 +208,21 @@ def write_shards(samples: Samples, tar: str) -> Callable[[str, int], None]:
     made = [(key, list(parts.items())) for key, parts in samples]
 
     def write(folder: str, number: int) -> None:
-        write_shard(Storage.open(folder), f"{number:05d}.tar", made)
+        write_shard(Storage.open(folder), f"{number:05d}.tar", made, durable)
 
     return write
 
 
-def write_unhashed(samples: Samples, tar: str) -> Callable[[str, int], None]:
+def write_unhashed(samples: Samples, tar: str, durable: bool) -> Callable[[str, int], None]:
     """The same but for the sha256: what it costs is the difference."""
     import shards.local_file
 
     nothing = types.SimpleNamespace(update=lambda data: None, hexdigest=lambda: "0" * 64)
     vars(shards.local_file)["hashlib"] = types.SimpleNamespace(sha256=lambda: nothing)
-    return write_shards(samples, tar)
+    return write_shards(samples, tar, durable)
 
 
-WRITERS: dict[str, Callable[[Samples, str], Callable[[str, int], None]]] = {
+WRITERS: dict[str, Callable[[Samples, str, bool], Callable[[str, int], None]]] = {
     "copy": write_copy,
     "webdataset": write_webdataset,
     "shards": write_shards,
@@ -232,8 +242,8 @@ def main(arguments: Sequence[str]) -> int:
             count = sum(1 for _ in READERS[way](rest[1:])) if rest[1:] else 0
         told = {"count": count, **vars(used)}
     else:
-        tar, folder, times = rest
-        told = vars(write(WRITERS[way](list(stream([tar])), tar), folder, int(times)))
+        tar, folder, times, *durable = rest
+        told = vars(write(WRITERS[way](list(stream([tar])), tar, bool(durable)), folder, int(times)))
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
 

@@ -8,7 +8,8 @@ Reading, from the page cache, to samples in the memory of one process:
   webdataset    WebDataset(tars, shardshuffle=False), nothing decoded (it streams through tarfile, blocks of 10 KiB)
   tarfile       a stream in blocks of 64 KiB, its quickest, grouped at the first dot
   copy          the files into one buffer of 1 MiB that is used again
-Writing, samples in memory to files below --work, none flushed, each removed before the next (memory at hand, no disk):
+Writing, samples in memory to files below --work, each removed before the next (memory at hand), once none flushed (no
+disk) and once all flushed as they are closed, as the pipeline has it:
   shards        shards.index.write_shard: the tar, its index, and the sha256 for the manifest
   unhashed      the same but for the sha256, so the difference is its cost
   webdataset    ShardWriter(encoder=False, mtime=0) into a file with a buffer of 1 MiB
@@ -88,13 +89,13 @@ class Comparison:
         }
         return self.in_turn(commands, self.samples, pairs)
 
-    def write(self, pairs: int) -> tuple[Found, int]:
+    def write(self, pairs: int, *durable: str) -> tuple[Found, int]:
         """All writers, once webdataset has read the same from all that they wrote; and the samples of each run."""
         tar, out = self.tars[0], str(self.out)
         wanted = self.digest("webdataset", [tar])
         for way in WRITERS:
             self.clear()
-            measure(self.command("write", way, tar, out, "1"), env={"PYTHONPATH": str(ROOT)})
+            measure(self.command("write", way, tar, out, "1", *durable), env={"PYTHONPATH": str(ROOT)})
             (written,) = map(str, self.out.glob("*.tar"))
             if self.digest("webdataset", [written]) != wanted:
                 raise BenchmarkError(f"webdataset reads other samples from what {way!r} wrote")
@@ -102,7 +103,7 @@ class Comparison:
         in_tar = min(self.samples, SAMPLES_A_TAR)
         times = max(1, round(WRITTEN * self.samples / in_tar))
         commands = {
-            way: (self.command("write", way, tar, out, str(times)), self.command("write", way, tar, out, "0"))
+            way: tuple(self.command("write", way, tar, out, count, *durable) for count in (str(times), "0"))
             for way in WRITERS
         }
         try:
@@ -181,9 +182,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     say(f"{count} tars of {comparison.samples:,} samples, {size / 1e6:,.0f} MB, {images}")
     read = comparison.read(options.pairs)
     write, written = comparison.write(options.pairs)
+    flushed, _ = comparison.write(options.pairs, "durable")
     tables = [
         shown(f"Reading {comparison.samples:,} samples", read, READ_TARGETS),
-        shown(f"Writing {written:,} samples", write, WRITE_TARGETS),
+        shown(f"Writing {written:,} samples, none flushed", write, WRITE_TARGETS),
+        shown(f"Writing {written:,} samples, all flushed to the disk", flushed, WRITE_TARGETS),
     ]
     hashing = [
         1e6 / ours - 1e6 / bare for ours, bare in zip(write["shards"].rates, write["unhashed"].rates, strict=True)
@@ -192,9 +195,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "corpus": comparison.about,
         "tables": tables,
-        "bars": [drawn("Reading tars", read), drawn("Writing tars", write)],
+        "bars": [
+            drawn("Reading tars", read),
+            drawn("Writing tars", write),
+            drawn("Writing tars, flushed to the disk", flushed),
+        ],
         "read": [side.as_json() for side in read.values()],
         "write": [side.as_json() for side in write.values()],
+        "flushed": [side.as_json() for side in flushed.values()],
         "sha256_us": hashing,
         "versions": versions(comparison.peer, "webdataset"),
     }

@@ -59,7 +59,7 @@ _HOLDS = {
     "credit_unmarked": "Photo|PHOTO|Picture|Image|Foto|Mandatory",
     "credit_chinese": "[图圖照摄攝文来來版]",
 }
-_GATES = {rule.pattern: _HOLDS[rule.name] for rule in DEFAULT_RULES if rule.name in _HOLDS}
+_GATES = {rule.regex: _HOLDS[rule.name] for rule in DEFAULT_RULES if rule.name in _HOLDS}
 
 # Mojibake needs two neighbours outside ASCII, none from East Asia, or a lead byte whose U+00A0 became a space.
 _MOJIBAKE = r"[\x{80}-\x{2FF}\x{2010}-\x{203A}\x{20AC}\x{2122}][\x{80}-\x{2FF}\x{2010}-\x{203A}\x{20AC}\x{2122}]|[ÃÂâ] "
@@ -157,7 +157,7 @@ def _apply(rule: PatternRule, texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
 def _matching(rule: PatternRule, texts: pa.Array) -> np.ndarray:
     """Which texts a rule is for."""
     pattern = _MOJIBAKE if rule.use else rule.regex
-    gate = _GATES.get(rule.pattern or "")
+    gate = _GATES.get(pattern)
     if gate is None or len(texts) <= _FEW:
         return _matches(texts, pattern)
     found = _matches(texts, gate)

@@ -38,32 +38,40 @@ class Square:
         usual = config["resize_mode"] in ("shortest", "squash") and config["interpolation"] in ("bicubic", "bilinear")
         if len(sides) > 1 or not usual or config.get("mode", "RGB") != "RGB":
             return None
+        if not all(isinstance(config[name], list | tuple) and len(config[name]) == 3 for name in ("mean", "std")):
+            return None
         mean, std = (torch.tensor(config[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
         scale, shift = (1 / (255 * std)).float(), (-mean / std).float()
         return cls(int(sides.pop()), config["resize_mode"] == "squash", config["interpolation"], scale, shift)
 
     def __call__(self, image: Image) -> torch.Tensor:
         import torch
-        from torch.nn.functional import interpolate
 
         width, height = image.size
         short = min(width, height)
         size = [self.side if self.squash else int(self.side * length / short) for length in (height, width)]
-        pixels = _bytes(image).permute(2, 0, 1)[None]
-        small = interpolate(pixels, size, mode=self.interpolation, antialias=True)[0]
+        small = _resized(image, size, self.interpolation)
         top, left = (round((length - self.side) / 2) for length in size)
         middle = small[:3, top : top + self.side, left : left + self.side]
         return torch.addcmul(self.shift, middle.float(), self.scale)
 
 
-def _bytes(image: Image) -> torch.Tensor:
-    """(height, width, 4 or 3): Pillow's own memory, with an unused fourth byte, or a copy of it."""
+def _resized(image: Image, size: list[int], interpolation: str) -> torch.Tensor:
+    """(3 or 4, height, width) bytes: a fourth channel is nothing. size: height, width."""
     import numpy as np
     import torch
+    from PIL import Image as Pil
+    from torch.nn.functional import interpolate
     from torch.utils.dlpack import from_dlpack
 
+    # Pillow's own memory, with an unused fourth byte. It knows nothing of lines that PILLOW_ALIGNMENT made longer, and
+    # refuses a large picture, which lies in several blocks: to copy those would take twice their memory.
     try:
-        values = pa.array(image).values
-    except ValueError:  # a large picture lies in several blocks
-        return torch.from_numpy(np.array(image))
-    return from_dlpack(values).view(image.height, image.width, 4)
+        values = pa.array(image).values if Pil.core.get_alignment() == 1 else None  # type: ignore[attr-defined]
+    except ValueError:
+        values = None
+    if values is None:
+        small = image.resize((size[1], size[0]), Pil.Resampling[interpolation.upper()])
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+    pixels = from_dlpack(values).view(image.height, image.width, 4).permute(2, 0, 1)[None]
+    return interpolate(pixels, size, mode=interpolation, antialias=True)[0]

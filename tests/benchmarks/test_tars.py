@@ -52,7 +52,7 @@ def test_webdataset_reads_what_every_writer_wrote(tar: str, tmp_path: Path) -> N
     samples = list(stream([tar]))
     for way in ("copy", "webdataset", "shards"):
         (tmp_path / way).mkdir()
-        WRITERS[way](samples, tar)(str(tmp_path / way), 3)
+        WRITERS[way](samples, tar, False)(str(tmp_path / way), 3)
         (written,) = (tmp_path / way).glob("*.tar")
         assert digest(READERS["webdataset"]([str(written)])) == digest(samples)
 
@@ -85,7 +85,7 @@ def test_reading_is_quicker(tar: str, ours: str, least: float) -> None:
 def test_writing_is_quicker(tar: str, tmp_path: Path) -> None:
     """5.2 was measured, the sha256 of small payloads with it."""
     samples = list(stream([tar]))
-    writers = {way: WRITERS[way](samples, tar) for way in ("shards", "webdataset")}
+    writers = {way: WRITERS[way](samples, tar, False) for way in ("shards", "webdataset")}
     seconds = by_turns({way: (lambda write=write: write(str(tmp_path), 0)) for way, write in writers.items()}, pairs=5)
     found = ratio(seconds["shards"], seconds["webdataset"])
     assert found.middle > 3.0, found

@@ -96,7 +96,7 @@ def test_default_rules(rule: PatternRule, texts: list[str]) -> None:
     assert replacing.matches(column, rule.regex).tolist() == found.to_pylist()
     expected = pc.replace_substring_regex(column, rule.regex, rule.replace)
     assert replacing.replace(column, rule.regex, rule.replace).to_pylist() == expected.to_pylist()
-    gate = patterns._GATES.get(rule.pattern or "")
+    gate = patterns._GATES.get(rule.regex)
     if gate is not None:  # what matches passes its gate
         assert pc.all(pc.or_(pc.invert(found), pc.match_substring_regex(column, gate))).as_py()
 
@@ -145,6 +145,15 @@ def test_gates_let_through_what_matches() -> None:
         found = pc.match_substring_regex(column, pattern)
         assert pc.sum(found).as_py() >= 1
         assert pc.all(pc.or_(pc.invert(found), pc.match_substring_regex(column, gate))).as_py(), gate
+
+
+def test_a_gate_is_for_the_rule_as_it_is_built_in() -> None:
+    """The same pattern, told to ignore case, matches what its gate would not let through."""
+    rule = next(rule for rule in DEFAULT_RULES if rule.name == "credit_copyright")
+    loose = patterns.Patterns(rules=(rule.model_copy(update={"ignore_case": True}),))
+    column = pa.array(["A DOG. ALL RIGHTS RESERVED"] * (patterns._FEW + 1), pa.large_string())
+    cleaned, _ = loose.rewrite(column)
+    assert set(cleaned.to_pylist()) == {"A DOG."}
 
 
 def test_real_captions_come_out_as_by_kernels_alone(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

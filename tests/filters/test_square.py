@@ -40,15 +40,27 @@ def test_equals_open_clips_transform(size: tuple[int, int], mode: str, interpola
     assert levels.max() < 8
 
 
-@pytest.mark.parametrize("odd", [{"resize_mode": "longest"}, {"size": (64, 32)}, {"interpolation": "random"}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"resize_mode": "longest"},
+        {"size": (64, 32)},
+        {"interpolation": "random"},
+        {"mean": 0.5, "std": 0.5},
+        {"mean": None},
+    ],
+)
 def test_other_transforms_stay_open_clips(odd: dict[str, Any]) -> None:
     assert Square.of({**CONFIG, **odd}) is None
 
 
-def test_a_picture_in_several_blocks() -> None:
-    """Pillow cuts pictures above 16 MB; their memory cannot be read in one piece."""
+@pytest.mark.parametrize("aligned", [False, True])
+def test_memory_that_is_not_one_piece(aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow cuts pictures above 16 MB, and makes lines longer where PILLOW_ALIGNMENT is set."""
     square = Square.of(CONFIG)
     assert square is not None
-    large = Image.new("RGB", (3_000, 2_500), (10, 200, 30))
-    small = Image.new("RGB", (300, 250), (10, 200, 30))
-    assert np.allclose(square(large).numpy(), square(small).numpy(), atol=1e-6)
+    image = picture(97, 301) if aligned else picture(3_000, 2_500)
+    if aligned:
+        monkeypatch.setattr(Image.core, "get_alignment", lambda: 64)
+    expected = image_transform_v2(PreprocessCfg(**CONFIG), is_train=False)(image)
+    assert np.allclose(square(image).numpy(), expected.numpy(), atol=1e-5)
