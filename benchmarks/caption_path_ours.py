@@ -1,4 +1,4 @@
-"""Our side of benchmarks.caption_path: the unit functions in a plain loop, one process, no Ray.
+"""Our side of benchmarks.caption_path: the unit functions in a plain loop, one process a core, no Ray.
 
 The last line is JSON: samples, kept, and how many each reason dropped.
 """
@@ -9,19 +9,25 @@ import argparse
 import json
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
 
 from benchmarks.peer_rules import FILTERS
+from benchmarks.sides import cores
 from curation.commit import commit
 from curation.config import load
 from curation.unit import judge
 from curation.units import plan_units
 from shards.storage import Storage
 
+PROFILE = "caption_path"
 
-def run(corpus: Path, out: Path, detector: str, shards: bool) -> dict[str, object]:
+
+def run(corpus: Path, out: Path, detector: str, shards: bool, processes: int = 1) -> dict[str, object]:
     """Curates tars into out/runs/caption_path: ledger, review samples, manifests, and shards if wanted."""
     out.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -30,18 +36,31 @@ def run(corpus: Path, out: Path, detector: str, shards: bool) -> dict[str, objec
         "filters": {**FILTERS, "language": {**FILTERS["language"], "detector": detector}},
         "output": {"path": str(out / "runs")},
     }
-    (out / "pipelines.yaml").write_text(yaml.safe_dump({"profiles": {"caption_path": settings}}, sort_keys=False))
-    profile = load(out / "pipelines.yaml").profile("caption_path")
+    config = out / "pipelines.yaml"
+    config.write_text(yaml.safe_dump({"profiles": {PROFILE: settings}}, sort_keys=False))
+    if processes == 1:
+        told = [work(config, shards, 0, 1)]
+    else:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            told = list(pool.map(partial(work, config, shards), range(processes), [processes] * processes))
+    reasons: Counter[str] = Counter()
+    for each in told:
+        reasons.update(each)
+    kept = reasons.pop("kept", 0)
+    return {"samples": kept + reasons.total(), "kept": kept, "dropped": dict(reasons)}
+
+
+def work(config: Path, shards: bool, number: int, processes: int) -> Counter[str]:
+    """One process, each so-manieth unit: samples by reason, and `kept`."""
+    profile = load(config).profile(PROFILE)
     storage, units = plan_units(profile)
     output, prints = Storage.open(profile.run_folder), profile.fingerprints()
     scorers = {label: rule.setup() for label, rule in profile.cheap.items()}
     reasons: Counter[str] = Counter()
-    samples = kept = 0
-    for unit in units:
+    for unit in units[number::processes]:
         told = commit(profile, prints, judge(profile, storage, unit, scorers), output, shards=shards)
-        samples, kept = samples + told["listed"], kept + told["kept"]
-        reasons.update(told["reasons"])
-    return {"samples": samples, "kept": kept, "dropped": dict(reasons)}
+        reasons.update({**told["reasons"], "kept": told["kept"]})
+    return reasons
 
 
 def main() -> int:
@@ -51,7 +70,7 @@ def main() -> int:
     parser.add_argument("--detector", choices=("none", "fasttext"), default="none")
     parser.add_argument("--decide", action="store_true", help="ledger and manifests alone, no shards")
     options = parser.parse_args()
-    told = run(options.input, options.out, options.detector, not options.decide)
+    told = run(options.input, options.out, options.detector, not options.decide, cores())
     sys.stdout.write(json.dumps(told) + "\n")
     return 0
 

@@ -3,7 +3,8 @@
 `python -m benchmarks.clip` runs five parts (--parts), on images of the web's sizes:
 
   stage   curation.unit.score_pixels with a ViT-B/32 of random weights, and the same model fed with ready tensors from
-          memory, at the same batch size and number of threads
+          memory, at the same batch size and number of threads: captions at full length, as open_clip has them, or as
+          short as the stage reads them; and one pair at a time
   pixels  from an image's bytes to what the model sees: filters.pixels and filters.square, and ways of Pillow,
           torch, torchvision, OpenCV and simplejpeg (benchmarks/clip_pixels.py), at 224 pixels on the web's sizes and at
           64 on photographs; correct is a way that leaves the cosines of the demo's CLIP where they are
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,13 @@ from benchmarks.clip_models import random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError, Ratio, say
 from benchmarks.shown import bars, table
-from benchmarks.sides import add_options, cores, write_json
+from benchmarks.sides import add_options, cores, run_command
+from curation.profile import ClipResources, UnitLimits
 
 PARTS = ("stage", "pixels", "scores", "peer", "job")
 TARGET = 0.95
 OURS, BARE = "CLIP stage", "bare model"
+SHORT, ONE = "bare model, captions read short", "bare model, one pair at a time"
 
 
 def turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[tuple[float, float]]]:
@@ -95,21 +99,34 @@ class Stage:
             for start in starts
         ]
 
-    def bare(self) -> list[float]:
+    def bare(self, size: int | None = None) -> list[float]:
+        """The model at its context's length. size: pairs at a time; a batch."""
         import torch
 
         cosines: list[float] = []
         with torch.inference_mode():
-            for pixels, tokens in self.batches:
-                seen = self.loaded.model.encode_image(pixels, normalize=True)
-                cosines += (seen * self.loaded.model.encode_text(tokens, normalize=True)).sum(dim=-1).tolist()
+            for batch in self.batches:
+                for pixels, tokens in zip(*(part.split(size or self.batch) for part in batch), strict=True):
+                    seen = self.loaded.model.encode_image(pixels, normalize=True)
+                    cosines += (seen * self.loaded.model.encode_text(tokens, normalize=True)).sum(dim=-1).tolist()
         return cosines
+
+    def short(self) -> None:
+        """The same passes as the stage's."""
+        import torch
+
+        from filters.clip_text import Reader
+
+        reader = Reader(self.loaded.model, self.loaded.lengths, self.batch, torch.device("cpu"))
+        with torch.inference_mode():
+            for number, (pixels, tokens) in enumerate(self.batches):
+                self.loaded.model.encode_image(pixels)
+                reader.add(range(number * self.batch, number * self.batch + len(tokens)), tokens)
+            reader.finish()
 
 
 def stage(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     import torch
-
-    from curation.profile import ClipResources
 
     batch, count, threads = ClipResources().batch_size, options.images, cores()
     torch.set_num_threads(threads)
@@ -121,17 +138,20 @@ def stage(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     if apart > 1e-4:
         raise BenchmarkError(f"stage and bare model differ by {apart:.5f} in a cosine")
     made.in_model.clear()
-    found = turns({OURS: made.ours, BARE: made.bare}, options.pairs)
+    ways = {OURS: made.ours, BARE: made.bare, SHORT: made.short, ONE: partial(made.bare, 1)}
+    found = turns(ways, options.pairs)
     walls, cpus = ({name: [count / run[kind] for run in runs] for name, runs in found.items()} for kind in (0, 1))
     busy = sum(made.in_model) / sum(wall for wall, _ in found[OURS])
-    shares = [Ratio(tuple(a / b for a, b in zip(rates[OURS], rates[BARE], strict=True))) for rates in (walls, cpus)]
     title = f"ViT-B/32 of random weights, {count} images in batches of {batch}, {threads} threads"
-    rows = [
-        [name, *(f"{statistics.median(rates[name]):.1f}" for rates in (walls, cpus)), *told]
-        for name, told in ((OURS, [*map(str, shares), f"{busy:.1%}"]), (BARE, ["", "", ""]))
-    ]
-    head = ["side", "images/s", "images/CPU-s", f"of the bare model's images/s, at least {TARGET}"]
-    shown = table(title, [*head, "of its images/CPU-s", "in the model"], rows)
+    rows = []
+    for name in ways:
+        shares = [
+            str(Ratio(tuple(a / b for a, b in zip(rates[OURS], rates[name], strict=True)))) for rates in (walls, cpus)
+        ]
+        told = ["", "", f"{busy:.1%}"] if name == OURS else [*shares, ""]
+        rows.append([name, *(f"{statistics.median(rates[name]):.1f}" for rates in (walls, cpus)), *told])
+    head = ["side", "images/s", "images/CPU-s", f"the stage's images/s over it, at least {TARGET}"]
+    shown = table(title, [*head, "images/CPU-s over it", "in the model"], rows)
     figures = {"images_per_second": walls, "images_per_cpu_second": cpus, "busy": busy, "most_apart": apart}
     plot = bars("The CLIP stage, ViT-B/32", "images a second", walls, [OURS])
     return {"tables": [shown], "bars": [plot], "figures": figures}
@@ -145,22 +165,16 @@ def main() -> int:
     )
     add_options(parser)
     parser.add_argument("--parts", default=",".join(PARTS), metavar="NAMES", help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=192, metavar="N", help="of the stage; default: %(default)s")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="of the stage; default: %(default)s")
     parser.add_argument("--peer-samples", type=int, default=128, metavar="N", help="default: %(default)s")
-    parser.add_argument("--samples", type=int, default=1_024, metavar="N", help="of the job; default: %(default)s")
+    parser.add_argument("--samples", type=int, default=1_088, metavar="N", help="of the job; default: %(default)s")
     parser.add_argument("--job-pairs", type=int, default=3, metavar="N", help="of the job; default: %(default)s")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a folder with the demo's CLIP (data/demo/clip)")
     parser.add_argument("--no-peers", action="store_true", help="without `peer` and simplejpeg: installs nothing")
-    options = parser.parse_args()
-    try:
-        run(options)
-    except (BenchmarkError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    return run_command(parser, run, ("torch", "open_clip_torch", "pillow", "torchvision", "ray"))
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import clip_peer, clip_scores, clip_sides
 
     parts = [name for name in options.parts.split(",") if name and not (name == "peer" and options.no_peers)]
@@ -168,6 +182,13 @@ def run(options: argparse.Namespace) -> None:
         raise BenchmarkError(f"--parts: there is no {unknown[0]!r}: {', '.join(PARTS)}")
     if min(options.pairs, options.job_pairs, options.images, options.samples, options.peer_samples) < 1:
         raise BenchmarkError("--pairs, --job-pairs, --images, --samples and --peer-samples are at least 1")
+    if options.images % ClipResources().batch_size or UnitLimits().max_samples < max(
+        options.images, options.peer_samples
+    ):
+        raise BenchmarkError(
+            f"--images are whole batches of {ClipResources().batch_size}; neither they nor --peer-samples are over "
+            f"{UnitLimits().max_samples:,}, which is a unit"
+        )
     if options.model is not None and not (options.model / "open_clip_config.json").is_file():
         raise BenchmarkError(f"--model: {options.model} has no open_clip_config.json: `make demo` makes data/demo/clip")
     work = (options.work / "clip").resolve()
@@ -183,7 +204,7 @@ def run(options: argparse.Namespace) -> None:
         say(f"\n== {name}")
         found = ways[name](options, work)
         whole = {**whole, name: found["figures"], **{kind: whole[kind] + found[kind] for kind in ("tables", "bars")}}
-    write_json(options.json, whole, ("torch", "open_clip_torch", "pillow", "torchvision", "ray"))
+    return whole
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ open_clip's own vocabulary as the files of a tokenizer.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def as_transformers(source: Path, folder: Path) -> Path:
 
     The scale of the logits becomes 100, by which data-juicer divides them to get the cosine.
     """
-    stated = (source / CONFIG).read_text()
+    with (source / WEIGHTS).open("rb") as file:
+        stated = (source / CONFIG).read_text() + hashlib.file_digest(file, "sha256").hexdigest()
     origin = folder / "origin.json"
     if origin.exists() and origin.read_text() == stated:
         return folder
@@ -72,7 +74,7 @@ def as_transformers(source: Path, folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads(stated)
+    config = json.loads((source / CONFIG).read_text())
     shape, pictures = config["model_cfg"], config["preprocess_cfg"]
     vision, text = shape["vision_cfg"], shape["text_cfg"]
     tensors = load_file(source / WEIGHTS)

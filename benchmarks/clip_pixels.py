@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.clip_models import PREPROCESS
+from benchmarks.measure import BenchmarkError, say
 from benchmarks.peers import environment
 from filters.pixels import read_rgb
 from filters.square import Square
@@ -49,7 +50,11 @@ def ways(work: Path | None = None) -> dict[str, Way]:
         found |= {"OpenCV, full scale": partial(opencv, room=None), "OpenCV 2x": partial(opencv, room=2)}
         found |= {"OpenCV 1x": partial(opencv, room=1)}
     if work is not None and importlib.util.find_spec("cv2"):
-        python = environment(work, "simplejpeg", "simplejpeg")
+        try:
+            python = environment(work, "simplejpeg", "simplejpeg")
+        except BenchmarkError as error:
+            say(f"left out: {error}")
+            return found
         # Last in the path: nothing but simplejpeg itself is taken from there.
         sys.path.append(str(next((python.parents[1] / "lib").glob("python*/site-packages"))))
         found |= {"simplejpeg 2x, OpenCV's resize": partial(simple, room=2)}

@@ -1,7 +1,7 @@
 """Our sides of benchmarks.clip that run as commands: the unit functions in a plain loop, and the whole job on Ray.
 
 Both curate the same tars with the same settings. The last line is JSON: `scored`, and `busy`, for each process that
-held the model the share of the time from its first batch's start to its last one's end that the model was at work.
+held the model the share of the time in which the model was at work, from the first batch of all to the last of all.
 
 `job` compares them: one process a core with one thread each, for Ray as many actors (by itself, without settings, the
 job gives a machine of two cores one actor of one core, and the other to its readers). The model is smaller than
@@ -88,6 +88,7 @@ def settings(corpus: Path, out: Path, model: Path, unit: int, actors: int, batch
     rule = {"filter": "benchmarks.clip_sides:Noted", "model": f"local-dir:{model}", "min": -1.0}
     return {
         "input": {"path": str(corpus), "format": "webdataset"},
+        "mappers": [],  # the peer's captions are as they are
         "filters": {"clip_score": {**rule, "batches": str(out / "batches")}},
         "units": {"max_samples": unit},
         "resources": resources,
@@ -159,14 +160,15 @@ def on_ray(file: Path) -> int:
 
 
 def busy(folder: Path) -> list[float]:
-    """The share of each process, those with one batch left out."""
-    shares = []
-    for path in sorted(folder.iterdir()):
-        notes = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
-        if len(notes) > 1:
-            began, ended = notes[0][0] - notes[0][1], notes[-1][0]
-            shares.append(sum(seconds for _, seconds in notes) / (ended - began))
-    return shares
+    """Of each process that held the model, the share of the time from the first batch of all to the last of all."""
+    notes = [
+        [tuple(map(float, line.split())) for line in path.read_text().splitlines()] for path in sorted(folder.iterdir())
+    ]
+    whole = [note for found in notes for note in found]
+    if not whole:
+        return [0.0] * len(notes)
+    window = max(ended for ended, _ in whole) - min(ended - seconds for ended, seconds in whole)
+    return [sum(seconds for _, seconds in found) / window for found in notes]
 
 
 def cosines(out: Path) -> dict[str, float]:

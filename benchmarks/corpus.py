@@ -19,6 +19,7 @@ import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL.Image import Image
@@ -30,13 +31,13 @@ SAMPLES_A_TAR = 5_000
 KINDS = (("jpg", "JPEG", 0.92), ("png", "PNG", 0.03), ("webp", "WEBP", 0.05))
 
 
-def write_corpus(folder: Path, samples: int, images: int, seed: int = 0) -> dict[str, float]:
+def write_corpus(folder: Path, samples: int, images: int, seed: int = 0) -> dict[str, Any]:
     """Writes tars of SAMPLES_A_TAR samples (`<key>.jpg|png|webp`, `.txt`, `.json` with the url) unless they are there.
 
-    Gives what there is to know of them: `samples`, `images`, `median_bytes`, `mean_bytes`, `captions`.
+    Gives what there is to know of them: `samples`, `images`, `median_bytes`, `mean_bytes`, `captions`, their `source`.
     """
     about = folder / "corpus.json"
-    wanted = {"samples": samples, "images": images, "seed": seed}
+    wanted = {"samples": samples, "images": images, "seed": seed, "source": source()}
     if about.exists() and (found := json.loads(about.read_text())).items() >= wanted.items():
         return dict(found)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,11 @@ def write_corpus(folder: Path, samples: int, images: int, seed: int = 0) -> dict
     }
     about.write_text(json.dumps(told))
     return told
+
+
+def source() -> str:
+    """Whose captions there are."""
+    return "shared data" if any((SHARED / "pairs_text").glob("*.parquet")) else "demo"
 
 
 def _json(url: str) -> bytes:
@@ -126,7 +132,8 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=2_000, metavar="N", help="distinct ones; default: %(default)s")
     options = parser.parse_args()
     told = write_corpus(options.out, options.samples, options.images)
-    sys.stdout.write(", ".join(f"{name} {value:,.0f}" for name, value in told.items()) + "\n")
+    said = (f"{name} {value if isinstance(value, str) else format(value, ',.0f')}" for name, value in told.items())
+    sys.stdout.write(", ".join(said) + "\n")
     return 0
 
 

@@ -30,11 +30,13 @@ from benchmarks.job import clear, ray_job, ready, write_profile, write_start
 from benchmarks.measure import BenchmarkError, Cost, Ratio, measure, say
 from benchmarks.odd_inputs import odd_inputs
 from benchmarks.shown import bars, table
-from benchmarks.sides import RAY_ENV, STARTS, add_options, cores, run_command
+from benchmarks.sides import RAY_ENV, add_options, cores, run_command
 
 SIZES = (10_000, 50_000, 200_000)
 # Distinct tars of the largest input; the others are links.
 DISTINCT = 50_000
+# Start-ups in each turn.
+STARTS = 3
 # Below so many samples the start-up is more than the work.
 SHORT = 50_000
 # The largest over the smallest: time a sample, and peak memory.
@@ -91,8 +93,8 @@ class Ran:
 
     @property
     def memory(self) -> list[float]:
-        """The highest in GiB, by turn."""
-        return [max(cost.memory for cost in turn) / 2**30 for turn in self.turns]
+        """Its highest in GiB, by turn; of several runs the middle one, as large inputs have one alone."""
+        return [statistics.median(cost.memory for cost in turn) / 2**30 for turn in self.turns]
 
     def over(self, other: Ran) -> tuple[Ratio, Ratio]:
         """Time a sample and peak memory as multiples of another's, turn by turn."""
@@ -222,8 +224,8 @@ def odd(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 def everything(options: argparse.Namespace) -> dict[str, Any]:
     if options.pairs < 1 or options.images < 1:
         raise BenchmarkError("--pairs and --images are at least 1")
-    if len(options.sizes) < 2 or any(size < 1 or size % SAMPLES_A_TAR for size in options.sizes):
-        raise BenchmarkError(f"--sizes: at least two, multiples of {SAMPLES_A_TAR:,}")
+    if len(set(options.sizes)) < max(2, len(options.sizes)) or any(n < 1 or n % SAMPLES_A_TAR for n in options.sizes):
+        raise BenchmarkError(f"--sizes: at least two, no two alike, multiples of {SAMPLES_A_TAR:,}")
     work = options.work.resolve()
     figures: dict[str, Any] = {"tables": [], "bars": []}
     try:

@@ -30,10 +30,10 @@ from benchmarks.measure import BenchmarkError, say
 from benchmarks.pack import warm
 from benchmarks.peer_rules import FILTERS
 from benchmarks.shown import bars, table
-from benchmarks.sides import RAY_ENV, Measured, Side, add_options, cores, in_turn, write_json
+from benchmarks.sides import RAY_ENV, Measured, Side, add_options, cached, cores, in_turn, run_command
 from curation.config import ConfigError, load
 from curation.units import Unit, plan_units
-from shards.storage import Storage, StorageError
+from shards.storage import Storage
 from shards.tar import group, scan
 
 PROFILE = "job"
@@ -102,12 +102,8 @@ def ready(home: Path, tars: Path) -> None:
     Both cost more system time than what is measured where a virtual machine has to fetch memory first.
     """
     clear(home)
-    size = 0
-    for tar in sorted(tars.glob("*.tar")):
-        with tar.open("rb", buffering=0) as file:
-            while read := len(file.read(1 << 22)):
-                size += read
-    warm(home, min(size, WARM))
+    cached(tars)
+    warm(home, min(sum(tar.stat().st_size for tar in tars.glob("*.tar")), WARM))
 
 
 def loop(config: Path) -> None:
@@ -209,6 +205,9 @@ def _wall(side: Measured, other: Measured) -> str:
 
 
 def everything(options: argparse.Namespace) -> dict[str, Any]:
+    if options.plain:
+        loop(options.plain)
+        return {}
     if options.pairs < 1 or options.samples < 1 or options.images < 1:
         raise BenchmarkError("--pairs, --samples and --images are at least 1")
     work = options.work.resolve()
@@ -256,17 +255,7 @@ def main() -> int:
     )
     parser.add_argument("--plain", type=Path, metavar="CONFIG", help="runs the plain loop on a configuration and ends")
     add_options(parser)
-    options = parser.parse_args()
-    try:
-        if options.plain:
-            loop(options.plain)
-            return 0
-        figures: Mapping[str, Any] = everything(options)
-    except (BenchmarkError, ConfigError, StorageError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    write_json(options.json, figures, ("ray", "pyarrow"))
-    return 0
+    return run_command(parser, everything, ("ray", "pyarrow"), (ConfigError,))
 
 
 if __name__ == "__main__":

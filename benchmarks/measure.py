@@ -107,6 +107,15 @@ def _usage(path: Path) -> float:
     return int(text.split()[1]) / 1e6 if text.startswith("usage_usec") else int(text) / 1e9
 
 
+def counted_by() -> str:
+    """How CPU seconds are counted on this machine."""
+    group = _Group.make()
+    if group is None:
+        return "asking all processes ten times a second"
+    group.remove()
+    return "a control group of the kernel"
+
+
 class _Watch:
     """Follows a command and what it starts, until all of it has ended."""
 
@@ -139,7 +148,7 @@ class _Watch:
                 with suppress(psutil.NoSuchProcess):
                     self._known.update({child.pid: child for child in process.children(recursive=True)})
         total = 0
-        for pid, process in self._known.items():
+        for pid, process in list(self._known.items()):
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 times = process.cpu_times()
                 self._seconds[pid] = times.user + times.system
@@ -167,7 +176,14 @@ class _Watch:
     def _living(self) -> list[int]:
         if self._group is not None:
             return self._group.pids()
-        return [pid for pid, process in self._known.items() if process.is_running() and process.status() != "zombie"]
+        return [pid for pid, process in list(self._known.items()) if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Sides of a comparison, run in turn, and the file that a comparison leaves for docs/benchmarks.md.
 
 The one decision: sides take turns, so that whatever else the machine does meets all of them alike, and what counts is
-CPU seconds without the start-up, which a run of the same side on next to no input measures.
+CPU seconds without the start-up, which a run of the same side on next to no input measures in every turn: what
+start-ups differ by is in a ratio's spread.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import BenchmarkError, Cost, Ratio, measure, say
+from benchmarks.measure import BenchmarkError, Cost, Ratio, counted_by, measure, say
 
 ROOT = Path(__file__).parents[1]
-STARTS = 3
-# Of a side that starts Ray: a local one would turn token authentication on for this machine and for good.
-RAY_ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+# Of a side that starts Ray: a local one would turn token authentication on for this machine and for good, and a user's
+# cluster would do the work for nothing.
+RAY_ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
 
 
 def cores() -> int:
@@ -49,18 +50,30 @@ class Side:
 
 @dataclass(frozen=True)
 class Measured:
-    """A side's figures: `start` (median CPU seconds of the small command), then every run of the full one."""
+    """A side's figures, turn by turn: the small command's and the full one's. Raises `BenchmarkError` without work."""
 
     name: str
     samples: int
-    start: float
-    start_wall: float
+    starts: tuple[Cost, ...]
     costs: tuple[Cost, ...]
+
+    def __post_init__(self) -> None:
+        if any(cost.cpu <= start.cpu for start, cost in zip(self.starts, self.costs, strict=True)):
+            raise BenchmarkError(f"{self.name}: no more CPU than its start-up: {self.samples} samples are too few")
+
+    @property
+    def start(self) -> float:
+        """CPU seconds of the start-up."""
+        return statistics.median(cost.cpu for cost in self.starts)
+
+    @property
+    def start_wall(self) -> float:
+        return statistics.median(cost.wall for cost in self.starts)
 
     @property
     def rates(self) -> list[float]:
-        """Samples a CPU-second without the start-up, run by run."""
-        return [self.samples / (cost.cpu - self.start) for cost in self.costs]
+        """Samples a CPU-second without the start-up, turn by turn."""
+        return [self.samples / (cost.cpu - start.cpu) for start, cost in zip(self.starts, self.costs, strict=True)]
 
     @property
     def rate(self) -> float:
@@ -83,37 +96,53 @@ class Measured:
             "per_cpu_second_runs": self.rates,
             "per_second": self.samples / statistics.median(cost.wall - self.start_wall for cost in self.costs),
             "start_cpu_seconds": self.start,
+            "start_cpu_seconds_runs": [cost.cpu for cost in self.starts],
             "start_seconds": self.start_wall,
             "memory_bytes": max(cost.memory for cost in self.costs),
         }
 
 
-def in_turn(sides: Sequence[Side], samples: int, pairs: int, *, memory: bool = False) -> dict[str, Measured]:
-    """Runs every side `pairs` times, one after the other, and says each figure as it comes. By name of the side."""
-    starts = {side.name: [_run(side, side.small, memory) for _ in range(STARTS)] for side in sides}
+def in_turn(sides: Sequence[Side], samples: int | Mapping[str, int], pairs: int) -> dict[str, Measured]:
+    """Runs every side `pairs` times, one after the other, and says each figure as it comes. By name of the side.
+
+    samples: of every side, or by name.
+    """
+    starts: dict[str, list[Cost]] = {side.name: [] for side in sides}
     costs: dict[str, list[Cost]] = {side.name: [] for side in sides}
+    for side in sides:
+        _run(side, side.small)  # files are read and compiled, whatever comes first
     for turn in range(pairs):
         for side in sides if turn % 2 == 0 else reversed(sides):
-            cost = _run(side, side.full, memory)
+            starts[side.name].append(_run(side, side.small))
+            cost = _run(side, side.full)
             costs[side.name].append(cost)
             said = f"{cost.cpu:.1f} CPU-seconds, {cost.wall:.1f} s"
-            say(f"  {turn + 1}/{pairs} {side.name}: {said}")
+            say(f"  {turn + 1}/{pairs} {side.name}: {said}, of which {starts[side.name][-1].cpu:.1f} start it")
     return {
-        name: Measured(
-            name,
-            samples,
-            statistics.median(cost.cpu for cost in found),
-            statistics.median(cost.wall for cost in found),
-            tuple(costs[name]),
+        side.name: Measured(
+            side.name,
+            samples if isinstance(samples, int) else samples[side.name],
+            tuple(starts[side.name]),
+            tuple(costs[side.name]),
         )
-        for name, found in starts.items()
+        for side in sides
     }
 
 
-def _run(side: Side, command: Sequence[str], memory: bool) -> Cost:
+def _run(side: Side, command: Sequence[str]) -> Cost:
     if side.before is not None:
         side.before()
-    return measure(command, memory=memory, env=side.env)
+    return measure(command, env=side.env)
+
+
+def cached(*folders: Path) -> None:
+    """Reads all files below folders, so that every side finds its input in the page cache."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                with path.open("rb", buffering=0) as file:
+                    while file.read(1 << 22):
+                        pass
 
 
 def by_turns(ways: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
@@ -159,17 +188,31 @@ def write_json(path: Path | None, figures: Mapping[str, Any], packages: Sequence
 
 
 def run_command(
-    parser: argparse.ArgumentParser, compare: Callable[[argparse.Namespace], Mapping[str, Any]], packages: Sequence[str]
+    parser: argparse.ArgumentParser,
+    compare: Callable[[argparse.Namespace], Mapping[str, Any]],
+    packages: Sequence[str],
+    mistakes: tuple[type[Exception], ...] = (),
 ) -> int:
-    """A benchmark's `main`: compares, and writes the figures for --json; what goes wrong is one line, and status 1."""
+    """A benchmark's `main`: compares, and writes the figures for --json; what goes wrong is one line, and status 1.
+
+    mistakes: further exceptions that are a user's.
+    """
     options = parser.parse_args()
     try:
-        figures = compare(options)
-    except (BenchmarkError, OSError) as error:
+        if options.json is not None and not _can_be_written(options.json):
+            raise BenchmarkError(f"--json: {options.json} is no file that can be written")
+        write_json(options.json, compare(options), packages)
+    except (BenchmarkError, ImportError, OSError, *mistakes) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    write_json(options.json, figures, packages)
     return 0
+
+
+def _can_be_written(file: Path) -> bool:
+    if file.exists():
+        return not file.is_dir() and os.access(file, os.W_OK)
+    folder = next(path for path in file.absolute().parents if path.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def machine() -> dict[str, Any]:
@@ -181,5 +224,6 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "python": platform.python_version(),
+        "counted_by": counted_by(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
     }

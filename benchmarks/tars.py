@@ -61,7 +61,11 @@ class Comparison:
         self.one = str(work / "one-sample.tar")
         with open(self.tars[0], "rb") as file:
             Path(self.one).write_bytes(file.read(_first_sample(self.tars[0])) + bytes(1024))
-        self.peer = environment(work, "webdataset", PEER)
+        try:
+            self.peer = environment(work, "webdataset", PEER)
+        except BenchmarkError as error:
+            say(f"{error}: this project's own webdataset is taken")
+            self.peer = Path(sys.executable)
 
     def command(self, what: str, way: str, *rest: str) -> list[str]:
         python = str(self.peer) if way == "webdataset" else sys.executable
@@ -119,8 +123,8 @@ def counted(measured: Measured) -> Measured:
     """The same side by what its process counted itself: exact, where a start-up that varies is subtracted is not."""
     told = [json.loads(cost.output) for cost in measured.costs]
     costs = [
-        replace(cost, cpu=measured.start + own["user"] + own["system"], wall=measured.start_wall + own["wall"])
-        for cost, own in zip(measured.costs, told, strict=True)
+        replace(cost, cpu=start.cpu + own["user"] + own["system"], wall=measured.start_wall + own["wall"])
+        for start, cost, own in zip(measured.starts, measured.costs, told, strict=True)
     ]
     return replace(measured, costs=tuple(costs))
 

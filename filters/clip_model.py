@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filters.base import RuleError
+from filters.clip_text import read_short_texts
 from filters.square import Square
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class LoadedModel:
     preprocess: Callable[[Image], torch.Tensor]  # RGB picture -> (3, height, width) float32
     tokenizer: Any  # texts -> (texts, context_length) int64
     side: int  # the longer side, in pixels, of what the model sees
+    lengths: tuple[int, ...]  # in tokens, ascending, at which a caption may be read; the last is the context
 
 
 def check(model: str, pretrained: str) -> None:
@@ -107,6 +109,7 @@ def load(model: str, pretrained: str, device: str = "cpu") -> LoadedModel:
             pretrained=None if model.startswith(SCHEMES) else pretrained,
             device=device,
             weights_only=True,
+            force_custom_text=True,  # the same weights in a text tower of its own, which reads shorter texts too
         )
     except Exception as error:
         local = _is_file(pretrained) or model.startswith(FOLDER)
@@ -120,7 +123,7 @@ def load(model: str, pretrained: str, device: str = "cpu") -> LoadedModel:
     config = network.visual.preprocess_cfg
     size = config["size"]
     side = max(size) if isinstance(size, (tuple, list)) else int(size)
-    return LoadedModel(network, Square.of(config) or preprocess, tokenizer, side)
+    return LoadedModel(network, Square.of(config) or preprocess, tokenizer, side, read_short_texts(network, tokenizer))
 
 
 def _check_tag(open_clip: Any, name: str, tag: str) -> None:

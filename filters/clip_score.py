@@ -52,7 +52,7 @@ class ClipScore(Filter):
 
     name: ClassVar[str] = "clip_score"
     # Raise it when decoding, orientation, transparency or rounding change: scores do then.
-    version: ClassVar[str] = "4"
+    version: ClassVar[str] = "5"
     thresholds: ClassVar[frozenset[str]] = frozenset({"min", "max", "missing"})
     bins: ClassVar[Mapping[str, tuple[float, float]]] = {"cosine": (-0.5, 1.0)}
 

@@ -1,21 +1,24 @@
 """Cosines of image-caption pairs, in batches of one fixed size.
 
-The decision behind this module: a pair's score depends on the pair alone. Every forward pass has the same shape (the
-last batch is filled up, an image that cannot be decoded leaves an empty place), so kernels and their rounding are the
-same however a unit is cut; what is left is rounded away at 1e-4.
+The decision behind this module: a pair's score depends on the pair alone. Every forward pass over images has the same
+shape (the last batch is filled up, an image that cannot be decoded leaves an empty place), and so has every one over
+captions of a length (filters.clip_text), so kernels and their rounding are the same however a unit is cut; what is left
+is rounded away at 1e-4.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from filters.clip_model import LoadedModel
 from filters.clip_score import languages_of
+from filters.clip_text import Reader
 from filters.header import byte_view
 from filters.pixels import Undecodable, read_rgb
 
@@ -62,6 +65,8 @@ class ClipScorer:
         cosines: list[float | None] = [None] * len(samples)
         truncated: list[bool | None] = [None] * len(samples)
         errors: list[str | None] = [None] * len(samples)
+        seen: dict[int, torch.Tensor] = {}
+        reader = Reader(self._loaded.model, self._loaded.lengths, self._batch_size, self._device)
         with ThreadPoolExecutor(self._threads) as pool:
 
             def decode(batch: list[int]) -> list[Future[torch.Tensor | str]]:
@@ -72,17 +77,23 @@ class ClipScorer:
                 pictures = [future.result() for future in ahead]
                 ahead = decode(batches[number + 1]) if number + 1 < len(batches) else []
                 tokens, cut = self._captions.read([captions[row].as_py() for row in batch])
-                began = time.perf_counter()
-                values = self._cosines(pictures, tokens)
-                self.on_batch(time.perf_counter() - began)
-                for row, picture, value, flag in zip(batch, pictures, values, cut, strict=True):
+                for row, picture, flag in zip(batch, pictures, cut, strict=True):
                     truncated[row] = flag
                     if isinstance(picture, str):
                         errors[row] = picture
-                    elif not -1.001 < value < 1.001:  # NaN too
-                        errors[row] = f"model: the cosine came out as {value}"
-                    else:
-                        cosines[row] = round(value, 4)
+                began = time.perf_counter()
+                with self._inference():
+                    seen |= self._seen(batch, pictures)
+                    there = [place for place, row in enumerate(batch) if row in seen]
+                    reader.add([batch[place] for place in there], tokens[there])
+                    if number + 1 == len(batches):
+                        reader.finish()
+                self.on_batch(time.perf_counter() - began)
+        for row, value in _cosines(seen, reader.features).items():
+            if -1.001 < value < 1.001:
+                cosines[row] = round(value, 4)
+            else:  # NaN too
+                errors[row] = f"model: the cosine came out as {value}"
         return {
             "cosine": pa.array(cosines, pa.float32()),
             "truncated": pa.array(truncated, pa.bool_()),
@@ -103,26 +114,41 @@ class ClipScorer:
         except ValueError as error:  # a model that pads its images may resize the short side of a thread to nothing
             return f"decode: {picture.width}x{picture.height} pixels cannot be resized: {error}"
 
-    def _cosines(self, pictures: Sequence[torch.Tensor | str], tokens: torch.Tensor) -> list[float]:
-        """One forward pass of `batch_size` places, of which the first are filled; one value for each picture."""
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
         import torch
-        from torch.nn.functional import normalize
+
+        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            yield
+
+    def _seen(self, rows: Sequence[int], pictures: Sequence[torch.Tensor | str]) -> dict[int, torch.Tensor]:
+        """Image features by row: one forward pass of `batch_size` places, some of which may be empty."""
+        import torch
 
         shape = next((picture.shape for picture in pictures if not isinstance(picture, str)), None)
         if shape is None:
-            return [0.0] * len(pictures)
+            return {}
         pixels = torch.zeros(self._batch_size, *shape)
         for place, picture in enumerate(pictures):
             if not isinstance(picture, str):
                 pixels[place] = picture
-        # Empty places repeat the first caption: a text of padding alone is something no model was made for.
-        texts = torch.cat([tokens, tokens[:1].expand(self._batch_size - len(tokens), -1)])
-        model = self._loaded.model
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            seen = model.encode_image(pixels.to(self._device))
-            read = model.encode_text(texts.to(self._device))
-        cosines = (normalize(seen.float(), dim=-1) * normalize(read.float(), dim=-1)).sum(dim=-1)
-        return [float(value) for value in cosines[: len(pictures)].cpu()]
+        found = self._loaded.model.encode_image(pixels.to(self._device)).float().cpu()
+        return {
+            row: features
+            for row, picture, features in zip(rows, pictures, found, strict=False)
+            if not isinstance(picture, str)
+        }
+
+
+def _cosines(seen: Mapping[int, torch.Tensor], read: Mapping[int, torch.Tensor]) -> dict[int, float]:
+    """By row, of image and text features."""
+    import torch
+    from torch.nn.functional import normalize
+
+    if not seen:
+        return {}
+    sides = [normalize(torch.stack([features[row] for row in seen]), dim=-1) for features in (seen, read)]
+    return dict(zip(seen, (sides[0] * sides[1]).sum(dim=-1).tolist(), strict=True))
 
 
 class CaptionReader:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import caption_path, caption_path_ours, peer_rules
 from benchmarks.corpus import write_corpus
+from benchmarks.measure import BenchmarkError
 from benchmarks.sides import Side, by_turns, ratio
 
 SAMPLES = 3_000
@@ -64,6 +65,18 @@ def test_differences_are_put_down_to_both_rules(tmp_path: Path) -> None:
     all_, alike, pairs = caption_path.differences(peer, tmp_path, ours)
     assert (all_, alike) == (4, 2)
     assert pairs == {("emoji", "kept"): 1, ("kept", "text_length_filter"): 1}
+    with pytest.raises(BenchmarkError, match="peer says that it kept 3 samples, and left 2"):
+        caption_path.differences(peer, tmp_path, ours, 3)
+
+
+def test_a_dropped_sample_that_no_rule_drops_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_text('{"id": "a", "text": "", "images": []}\n')
+    (tmp_path / "kept.jsonl").touch()
+    peer = caption_path.Peer(
+        Side("peer", (), ()), (sys.executable, "-c", "print('{\"a\": null}')"), tmp_path / "kept.jsonl"
+    )
+    with pytest.raises(BenchmarkError, match="peer dropped 1 samples that no rule of it drops"):
+        caption_path.differences(peer, tmp_path, {"a": None})
 
 
 @pytest.mark.parametrize(

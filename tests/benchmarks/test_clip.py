@@ -15,7 +15,7 @@ from benchmarks import clip
 from benchmarks.clip_models import SMALL, as_transformers, random_model
 from benchmarks.clip_peer import read_differently, scores_of, write_jsonl
 from benchmarks.clip_scores import distances, each, samples_of
-from benchmarks.clip_sides import busy
+from benchmarks.clip_sides import busy, cosines, on_ray, plain, settings, write_settings
 from benchmarks.corpus import write_corpus
 from benchmarks.sides import ROOT, by_turns, ratio
 
@@ -114,10 +114,26 @@ def test_what_the_peer_reads_and_leaves(tmp_path: Path) -> None:
     assert scores_of(tmp_path) == {"a": 0.25}
 
 
-def test_busy_is_from_the_first_batch_to_the_last(tmp_path: Path) -> None:
+def test_busy_is_from_the_first_batch_of_all_to_the_last(tmp_path: Path) -> None:
     (tmp_path / "1").write_text("102.0 2.0\n105.0 2.0\n108.0 2.0\n")
-    (tmp_path / "2").write_text("102.0 2.0\n")
-    assert busy(tmp_path) == [pytest.approx(6 / 8)]
+    (tmp_path / "2").write_text("112.0 2.0\n")
+    (tmp_path / "3").touch()  # held the model and got nothing
+    assert busy(tmp_path) == [pytest.approx(share) for share in (0.5, 1 / 6, 0)]
+
+
+def test_the_ray_job_scores_as_the_loop_does_and_starves_no_model(ray_local: None, model: Path, tmp_path: Path) -> None:
+    count = 12 * BATCH
+    write_corpus(tmp_path / "tars", count, IMAGES)
+    found, shares = {}, {}
+    for name, way in {"ray": on_ray, "plain": partial(plain, processes=1, threads=1)}.items():
+        home = tmp_path / name
+        told = settings(tmp_path / "tars", home, model, 2 * BATCH, int(name == "ray"), BATCH)
+        assert way(write_settings(home / "settings.yaml", told)) == count
+        found[name] = cosines(home)
+        (shares[name],) = busy(home / "batches")
+    assert found["ray"] == found["plain"]
+    assert len(found["plain"]) == count
+    assert shares["ray"] > 0.5 * shares["plain"], shares
 
 
 @pytest.mark.parametrize(
@@ -125,6 +141,10 @@ def test_busy_is_from_the_first_batch_to_the_last(tmp_path: Path) -> None:
     [
         (["--parts", "stage,none"], "--parts: there is no 'none': stage, pixels, scores, peer, job"),
         (["--pairs", "0"], "--pairs, --job-pairs, --images, --samples and --peer-samples are at least 1"),
+        (
+            ["--images", "100"],
+            "--images are whole batches of 64; neither they nor --peer-samples are over 10,000, which is a unit",
+        ),
         (["--model", "nowhere"], "--model: nowhere has no open_clip_config.json: `make demo` makes data/demo/clip"),
     ],
 )

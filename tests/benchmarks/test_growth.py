@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from benchmarks import growth, job
+from benchmarks.measure import Cost
 from benchmarks.odd_inputs import odd_inputs
 from curation.config import load
 from curation.manifests import read_all
@@ -42,16 +43,33 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def test_time_and_memory_do_not_grow_with_units(ray_local: None, tmp_path: Path) -> None:
-    few, many = tars(tmp_path / "few", 4, 500), tars(tmp_path / "many", 20, 500)
-    curate(job.write_start(tmp_path / "start", few))
+    """What each further unit costs, so that what a job costs by itself hides nothing."""
     found = []
-    for name, source in (("a", few), ("b", many)):
-        config = job.write_profile(tmp_path / name, source)
+    curate(job.write_start(tmp_path / "start", tars(tmp_path / "one", 1, 500)))
+    for count in (4, 12, 36):
+        config = job.write_profile(tmp_path / f"home-{count}", tars(tmp_path / f"in-{count}", count, 500))
         peaks: list[int] = []
         found.append((cpu(lambda config=config, peaks=peaks: peaks.append(peak(lambda: curate(config)))), peaks[0]))
-    (first, first_peak), (then, then_peak) = found
-    assert then / first / 5 < 1.6  # a job has costs of its own, so mostly below 1
-    assert then_peak / first_peak < 1.3
+    (first, first_peak), (then, _), (last, last_peak) = found
+    early, late = (then - first) / 8, (last - then) / 24
+    assert late < 2 * max(early, 0.05), found
+    assert last_peak / first_peak < 1.3
+
+
+def ran(name: str, samples: int, cpu_seconds: Sequence[Sequence[float]], gib: float) -> growth.Ran:
+    turns = tuple(tuple(Cost(9.0, seconds, int(gib * 2**30), "") for seconds in turn) for turn in cpu_seconds)
+    return growth.Ran(growth.Input(name, Path(), samples), (Cost(5.0, 10.0, 0, ""),) * 3, turns, {"kept": 1})
+
+
+def test_growth_is_by_sample_without_the_start_up() -> None:
+    small = ran("small", 10_000, [(11.0, 12.0, 40.0), (12.0, 12.0, 13.0)], 1.0)
+    large = ran("large", 100_000, [(32.0,), (30.0,)], 1.1)
+    assert small.cpu == [12.0, 12.0]  # the middle one of each turn
+    assert small.each == [pytest.approx(200.0)] * 2
+    time, memory = large.over(small)
+    assert time.pairs == (pytest.approx(1.1), pytest.approx(1.0))
+    assert memory.middle == pytest.approx(1.1)
+    assert large.further(small) == pytest.approx(1e6 * 19 / 90_000)
 
 
 def test_odd_inputs_break_no_unit(tmp_path: Path) -> None:
@@ -90,6 +108,7 @@ def test_links_make_an_input_of_any_size(tmp_path: Path) -> None:
     [
         (["--sizes", "10000"], "at least two"),
         (["--sizes", "5000", "7000"], "multiples of 5,000"),
+        (["--sizes", "5000", "5000"], "no two alike"),
         (["--pairs", "0"], "at least 1"),
     ],
 )

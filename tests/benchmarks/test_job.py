@@ -60,9 +60,13 @@ def plain(config: Path) -> None:
 def test_the_ray_job_costs_little_more_than_the_loop(ray_local: None, tmp_path: Path) -> None:
     source = tars(tmp_path / "in", 8, 1_000)
     curate(job.write_start(tmp_path / "start", source))  # both workers are up, and have loaded what they need
-    ours = cpu(lambda: curate(job.write_profile(tmp_path / "ray", source)))
-    loop = cpu(lambda: plain(job.write_profile(tmp_path / "plain", source)))
-    told = job.must_agree(tmp_path / "ray/runs/job", tmp_path / "plain/runs/job")
+    seconds: dict[str, list[float]] = {"ray": [], "plain": []}
+    for turn in range(3):  # the least of three: a worker that Ray starts anew costs as much as the work
+        for side, work in (("ray", curate), ("plain", plain)):
+            config = job.write_profile(tmp_path / f"{side}-{turn}", source)
+            seconds[side].append(cpu(lambda work=work, config=config: work(config)))
+    ours, loop = min(seconds["ray"]), min(seconds["plain"])
+    told = job.must_agree(tmp_path / "ray-0/runs/job", tmp_path / "plain-0/runs/job")
     assert told == {"files": 40, "listed": 8_000, "kept": 8_000}
     # Some 0.7: units are small, and a job has costs of its own. The benchmark itself has 50,000 samples of real sizes.
     assert loop / ours > 0.45

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.measure import BenchmarkError, Ratio, measure
+from benchmarks.measure import BenchmarkError, Cost, Ratio, _Group, counted_by, measure
 from benchmarks.page import RESULTS, ROOT, WORDS, PageError, main, render
 from benchmarks.shown import bars, number_in_words, table
-from benchmarks.sides import Side, by_turns, in_turn, ratio
+from benchmarks.sides import Measured, Side, add_options, by_turns, in_turn, ratio, run_command
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 8, "python": "3.11.1", "system": "Linux 6"}
 
@@ -104,11 +105,38 @@ def test_sides_take_turns_and_lose_their_start_up(tmp_path: Path) -> None:
         say = "print('so'); print('{\"kept\": 3}')"
         return Side(name, python(told.format(0.4 + seconds) + say), python(told.format(0.4)))
 
-    found = in_turn([side("a", 0.3), side("b", 0.9)], samples=90, pairs=2)
-    assert log.read_text() == "aaabbb" + "abba"
+    found = in_turn([side("a", 0.8), side("b", 2.4)], samples={"a": 240, "b": 240}, pairs=2)
+    assert log.read_text() == "ab" + "aabb" + "bbaa"  # once each, then start-up and work, turn by turn
     assert found["a"].told() == {"kept": 3}
+    assert len(found["a"].as_json()["start_cpu_seconds_runs"]) == 2
     assert found["a"].over(found["b"]).middle == pytest.approx(3, rel=0.35)
     assert found["a"].rate == pytest.approx(300, rel=0.35)
+
+
+def test_no_work_beside_the_start_up_is_said() -> None:
+    cost = Cost(1.0, 2.0, 0, "")
+    with pytest.raises(BenchmarkError, match="ours: no more CPU than its start-up: 3 samples are too few"):
+        Measured("ours", 3, (cost,), (cost,))
+
+
+def test_figures_that_cannot_be_written_are_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compare(options: argparse.Namespace) -> dict[str, Any]:
+        raise AssertionError("it ran")
+
+    for given in (tmp_path, Path("/dev/null/a.json")):
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        monkeypatch.setattr("sys.argv", ["some", "--json", str(given)])
+        assert run_command(parser, compare, ()) == 1
+        assert "--json: " in capsys.readouterr().err
+
+
+def test_processes_are_counted_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Group, "make", classmethod(lambda cls: None))
+    assert counted_by() == "asking all processes ten times a second"
+    assert 0.9 < measure(python(BURN.format(1.2))).cpu < 3.0
 
 
 def test_functions_take_turns() -> None:

@@ -97,7 +97,7 @@ def test_the_table_says_how_many_times(capsys: pytest.CaptureFixture[str]) -> No
         for cpu in seconds:
             told = {"user": 0.75 * cpu, "system": 0.25 * cpu, "wall": 2 * cpu, "faults": 500}
             costs.append(Cost(9.0, 9.0, 0, json.dumps(told)))
-        return tars.counted(Measured(name, 1000, 1.0, 1.0, tuple(costs)))
+        return tars.counted(Measured(name, 1000, (Cost(1.0, 1.0, 0, ""),) * len(costs), tuple(costs)))
 
     found = {"copy": side("copy", 1, 1, 1), "webdataset": side("webdataset", 12, 10, 14), "unit": side("unit", 2, 2, 2)}
     table = tars.shown("Reading", found, {"webdataset": 5.0})

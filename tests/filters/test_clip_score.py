@@ -37,7 +37,7 @@ def test_a_shipped_score_takes_the_place_of_the_model() -> None:
     assert rule.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, False, False]
     keeping = ClipScore(min=0.3, column="similarity", missing="keep")
     assert keeping.keep(pa.table(dict(scores))).to_pylist() == [True, True, False, True, True]
-    assert keeping.fingerprint() == {"name": "clip_score", "version": "4", "column": "similarity"}
+    assert keeping.fingerprint() == {"name": "clip_score", "version": "5", "column": "similarity"}
     with pytest.raises(RuleError, match="no column 'similarity'; it has: sim"):
         rule.score(pa.table({"caption": captions[:1], "source.sim": [0.1]}))
 
