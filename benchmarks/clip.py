@@ -10,7 +10,7 @@
           64 on photographs; correct is a way that leaves the cosines of the demo's CLIP where they are
   scores  those cosines through our path, and of open_clip's own preprocessing at full scale, on photographs
   peer    data-juicer's image_text_similarity_filter at equal weights (benchmarks/clip_peer.py)
-  job     the whole Ray job, and our unit functions in a plain loop, with a smaller model (benchmarks/clip_sides.py)
+  job     the whole Ray job, and our unit functions in a plain loop, with the same ViT-B/32 (benchmarks/clip_sides.py)
 
 Photographs are those of the shared data; where it is absent `pixels` takes the drawn images for them, and `scores` is
 left out. The demo's CLIP is trained at first use (a minute) unless --model has one.

@@ -24,12 +24,6 @@ PREPROCESS: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-# Some 15 images/s of a core, where ViT-B/32 has 8: the whole job on a thousand images in half a minute.
-SMALLER: dict[str, Any] = {
-    "embed_dim": 256,
-    "vision_cfg": {"image_size": 224, "patch_size": 32, "layers": 8, "width": 512},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 384, "heads": 6, "layers": 8},
-}
 # For tests: what a model costs is still more than a picture does.
 SMALL: dict[str, Any] = {
     "embed_dim": 64,

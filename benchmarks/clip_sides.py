@@ -4,8 +4,8 @@ Both curate the same tars with the same settings. The last line is JSON: `scored
 held the model the share of the time in which the model was at work, from the first batch of all to the last of all.
 
 `job` compares them: one process a core with one thread each, for Ray as many actors (by itself, without settings, the
-job gives a machine of two cores one actor of one core, and the other to its readers). The model is smaller than
-ViT-B/32 and still nearly all of the work. Start-up is two units of one batch each: every model is loaded and warm.
+job gives a machine of two cores one actor of one core, and the other to its readers). The model is a ViT-B/32 of random
+weights. Start-up is a unit of one batch for each process: every model is loaded and warm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.clip_models import SMALLER, random_model
+from benchmarks.clip_models import random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError
 from benchmarks.shown import bars, table
@@ -200,7 +200,7 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     batch = ClipResources().batch_size
     first, count = cores * batch, options.samples
-    model = random_model(work / "smaller", SMALLER)
+    model = random_model(work / "ViT-B-32", "ViT-B-32")
     corpora = []
     for samples in (first, first + count):
         corpora.append(work / f"corpus-job-{samples}")
@@ -238,7 +238,7 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         f"of the loop's per CPU-s, at least {TARGET}",
         "in the model, least busy",
     ]
-    title = f"{count:,} images in units of {UNIT * batch}, a small CLIP, {cores} processes of one thread; scores alike"
+    title = f"{count:,} images in units of {UNIT * batch}, ViT-B/32, {cores} processes of one thread; scores alike"
     shown = table(title, [*head, "start, CPU-s", "start, s"], rows)
     plot = bars("The whole job with a CLIP stage", "images a CPU-second", {k: v.rates for k, v in found.items()}, [RAY])
     figures = {"sides": [side.as_json() for side in found.values()], "busy": shares}
