@@ -27,6 +27,11 @@ class JobError(Exception):
     """The job as a whole cannot go on: one line."""
 
 
+# A worker without work is ended after a second; beside a CLIP stage tasks come seldom, and each would start a process
+# anew: 1.5 CPU-seconds.
+_IDLE_WORKERS = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
+
+
 class RayGaveUp(JobError):
     """Ray did not start, or ended the job by itself."""
 
@@ -43,6 +48,8 @@ def cluster(address: str | None, metrics_port: int | None = None) -> Iterator[li
         # Ray's own default for a local start, said aloud: other users of this machine must not reach the cluster.
         # Only before the import: Ray reads it there, and a later value starts servers that the driver cannot talk to.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address == "local":
+        os.environ.setdefault(*_IDLE_WORKERS)
     import ray
 
     metrics = {} if metrics_port is None else _metrics_at(metrics_port, address, ray.is_initialized())
