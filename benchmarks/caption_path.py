@@ -250,6 +250,24 @@ def compare(peers: Sequence[Peer], work: Path, found: dict[str, Measured]) -> di
     return table("Decided alike, and where not", ["against", "samples", "ours: reason", "theirs: rule"], rows)
 
 
+def steps(out: Path) -> dict[str, float]:
+    """Microseconds a sample that our units noted for each of their steps, on the clock of the process they ran in."""
+    manifests = [json.loads(path.read_text()) for path in out.glob("runs/*/units/*.json")]
+    total: Counter[str] = Counter()
+    for manifest in manifests:
+        total.update(manifest["seconds"])
+    samples = sum(manifest["listed"] for manifest in manifests)
+    return {step: 1e6 * seconds / samples for step, seconds in total.items()}
+
+
+def where_time_goes(work: Path) -> dict[str, Any]:
+    """A table of the steps of our sides' last runs."""
+    found = {name: steps(out_of(work, name)) for name in (OURS, DECIDING, OURS + FASTTEXT)}
+    rows = [[step, *(f"{each[step]:.1f}" for each in found.values())] for step in found[OURS]]
+    rows.append(["all", *(f"{sum(each.values()):.1f}" for each in found.values())])
+    return table("Where a sample's time goes, microseconds", ["step", *found], rows)
+
+
 def shown(found: dict[str, Measured]) -> list[dict[str, Any]]:
     """Tables of the rates and of the ratios."""
     rates = [
@@ -306,7 +324,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     sides = [*ours, *(peer.side for peer in peers)]
     counts = {side.name: options.samples for side in ours} | {peer.side.name: few for peer in peers}
     found = in_turn(sides, counts, options.pairs)
-    tables = [*shown(found), compare(peers, work, found)]
+    tables = [*shown(found), where_time_goes(work), compare(peers, work, found)]
     runs = {name: side.rates for name, side in found.items()}
     return {
         "sides": [side.as_json() for side in found.values()],
