@@ -7,7 +7,7 @@ import io
 import statistics
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,15 @@ def turned(data: bytes) -> bool:
     return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) != 1
 
 
+def full_scale(config: Mapping[str, Any]) -> Callable[[bytes], Any]:
+    """open_clip's own preprocessing, of the whole picture turned upright. config: its `preprocess_cfg`."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image, ImageOps
+
+    prepare = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    return lambda data: prepare(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+
+
 def cosines(loaded: Any, prepare: Callable[[bytes], Any], samples: Sequence[tuple[bytes, str]]) -> list[float]:
     import torch
 
@@ -156,7 +165,7 @@ def cosines(loaded: Any, prepare: Callable[[bytes], Any], samples: Sequence[tupl
 
 def scores(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     import pyarrow as pa
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from filters import clip_model
     from filters.clip_scorer import ClipScorer
@@ -170,10 +179,7 @@ def scores(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     images = pa.array([data for data, _ in samples], pa.large_binary())
     told = ClipScorer(loaded).score(pa.table({"caption": [caption for _, caption in samples], "image": images}))
 
-    def upright(data: bytes) -> Any:
-        return loaded.preprocess(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-
-    whole = cosines(loaded, upright, samples)
+    whole = cosines(loaded, full_scale(loaded.model.visual.preprocess_cfg), samples)
     mine = told["cosine"].to_pylist()
     failed = mine.count(None)
     reduced = [

@@ -1,7 +1,7 @@
 """docs/benchmarks.md from the figures that the comparisons left: no number on the page was typed.
 
-The words are in benchmarks/page.md, with `{{tables NAME}}`, `{{bars NAME}}`, `{{command NAME}}` and `{{machine}}` where
-figures go; the figures are benchmarks/results/NAME.json, which `python -m benchmarks.NAME --json FILE` writes.
+The words are in benchmarks/page.md, with `{{tables NAME}}`, `{{bars NAME}}`, `{{command NAME}}`, `{{versions NAME}}`,
+`{{corpus NAME}}` and `{{machine}}` where figures go; the figures are benchmarks/results/NAME.json, which `python -m benchmarks.NAME --json FILE` writes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def render(words: str, results: dict[str, dict[str, Any]]) -> tuple[str, dict[st
             return f"`{found['command']}`"
         if what == "versions":
             return ", ".join(f"{package} {version}" for package, version in sorted(found["versions"].items()))
+        if what == "corpus":
+            return corpus(found["corpus"])
         if what == "tables":
             return "\n\n".join(markdown(shown) for shown in found["tables"])
         if what != "bars":
-            raise PageError(f"{match[0]}: say tables, bars, command, versions or machine")
+            raise PageError(f"{match[0]}: say tables, bars, command, versions, corpus or machine")
         lines = []
         for number, plot in enumerate(found["bars"]):
             file = f"{name}-{number}.svg"
@@ -53,6 +55,13 @@ def render(words: str, results: dict[str, dict[str, Any]]) -> tuple[str, dict[st
     return _PLACE.sub(fill, words), pictures
 
 
+def corpus(about: dict[str, Any]) -> str:
+    """The samples that sides ran on."""
+    size = f"{about['median_bytes'] / 1e3:.0f} KB in the middle and {about['mean_bytes'] / 1e3:.0f} KB on average"
+    count = f"{about['samples']:,} samples of {about['images']:,} distinct images, {size}"
+    return f"{count}, with {about['captions']:,} captions of the {about['source']}"
+
+
 def machine(results: dict[str, dict[str, Any]]) -> str:
     """What all was measured on; several machines are told apart."""
     found: dict[str, list[str]] = {}
@@ -60,7 +69,7 @@ def machine(results: dict[str, dict[str, Any]]) -> str:
         about = figures["machine"]
         said = (
             f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB, {about['system']}, "
-            f"Python {about['python']}"
+            f"Python {about['python']}, CPU seconds counted by {about['counted_by']}"
         )
         found.setdefault(said, []).append(name)
     if len(found) == 1:

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import clip
-from benchmarks.clip_models import SMALL, as_transformers, random_model
+from benchmarks.clip_models import PREPROCESS, SMALL, as_transformers, random_model
 from benchmarks.clip_peer import read_differently, scores_of, write_jsonl
-from benchmarks.clip_scores import distances, each, samples_of
+from benchmarks.clip_scores import distances, each, full_scale, samples_of
 from benchmarks.clip_sides import busy, cosines, on_ray, plain, settings, write_settings
 from benchmarks.corpus import write_corpus
 from benchmarks.sides import ROOT, by_turns, ratio
+from filters.pixels import read_rgb
+from filters.square import Square
+from tests.filters.conftest import encoded, picture
 
 IMAGES, BATCH = 32, 16
 
@@ -81,6 +84,17 @@ def test_every_way_gives_the_same_picture(corpus: Path) -> None:
                 float((a - there[FULL](data, side, squash)).abs().mean()) for a, data in zip(found, images, strict=True)
             ]
             assert max(moved) < (0.2 if "OpenCV" in name or "1x" in name else 0.1), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pictures_of_any_mode_are_seen_at_full_scale(mode: str) -> None:
+    config = {**PREPROCESS, "mode": "RGB", "fill_color": 0}
+    data = encoded(picture(300, 260, mode=mode), "JPEG")
+    seen = full_scale(config)(data)
+    assert seen.shape == (3, 224, 224)
+    square = Square.of(config)
+    assert square is not None
+    assert float((seen - square(read_rgb(memoryview(data), 224))).abs().mean()) < 0.05
 
 
 def test_the_peer_gets_equal_weights(corpus: Path, model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from benchmarks.page import RESULTS, ROOT, WORDS, PageError, main, render
 from benchmarks.shown import bars, number_in_words, table
 from benchmarks.sides import Measured, Side, add_options, by_turns, in_turn, ratio, run_command
 
-MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 8, "python": "3.11.1", "system": "Linux 6"}
+MACHINE = {
+    **{"cpu": "a CPU", "cores": 2, "memory_gib": 8, "python": "3.11.1", "system": "Linux 6"},
+    "counted_by": "a control group",
+}
+CORPUS = {"samples": 9_000, "images": 70, "median_bytes": 3e4, "mean_bytes": 4e4, "captions": 12, "source": "demo"}
 
 
 def some(**figures: Any) -> dict[str, Any]:
@@ -36,10 +40,14 @@ def test_figures_go_where_the_words_say(capsys: pytest.CaptureFixture[str]) -> N
     assert "theirs|  3.5" in capsys.readouterr().out
     plot = bars("Reading <tars>", "samples a second", {"ours": [10.0, 12.0, 11.0], "theirs": [1.0]}, ["ours"])
     page, pictures = render(
-        "{{machine}} {{command some}} {{versions some}}\n{{tables some}}\n{{bars some}}",
-        {"some": some(tables=[shown], bars=[plot])},
+        "{{machine}} {{command some}} {{versions some}} {{corpus some}}\n{{tables some}}\n{{bars some}}",
+        {"some": some(tables=[shown], bars=[plot], corpus=CORPUS)},
     )
-    assert page.startswith("2 cores of a CPU, 8 GiB, Linux 6, Python 3.11.1 `python -m benchmarks.some` ray 2.60\n")
+    assert page.startswith(
+        "2 cores of a CPU, 8 GiB, Linux 6, Python 3.11.1, CPU seconds counted by a control group "
+        "`python -m benchmarks.some` ray 2.60 9,000 samples of 70 distinct images, 30 KB in the middle and 40 KB on "
+        "average, with 12 captions of the demo\n"
+    )
     assert "**Two | sides**\n\n| side | a second |\n| --- | --- |\n| ours | 12 |\n| theirs\\| | 3.5 |" in page
     assert "](benchmarks/some-0.svg)" in page
     root = ElementTree.fromstring(pictures["some-0.svg"])
@@ -61,7 +69,7 @@ def test_machines_are_told_apart() -> None:
     other = some(tables=[]) | {"machine": {**MACHINE, "cores": 64}}
     page, _ = render("{{machine}}", {"some": some(), "more": other})
     assert page.startswith("2 cores of a CPU")
-    assert "64 cores of a CPU, 8 GiB, Linux 6, Python 3.11.1 (more)" in page
+    assert "64 cores of a CPU, 8 GiB, Linux 6, Python 3.11.1, CPU seconds counted by a control group (more)" in page
 
 
 def test_the_command_has_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
