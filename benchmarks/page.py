@@ -1,7 +1,8 @@
 """docs/benchmarks.md from the figures that the comparisons left: no number on the page was typed.
 
 The words are in benchmarks/page.md, with `{{tables NAME}}`, `{{bars NAME}}`, `{{command NAME}}`, `{{versions NAME}}`,
-`{{corpus NAME}}` and `{{machine}}` where figures go; the figures are benchmarks/results/NAME.json, which `python -m benchmarks.NAME --json FILE` writes.
+`{{corpus NAME}}` and `{{machine}}` where figures go; the figures are benchmarks/results/NAME.json, which
+`python -m benchmarks.NAME --json FILE` writes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,11 @@ from benchmarks.shown import bars, number_in_words, table
 from benchmarks.sides import Measured, Side, add_options, by_turns, in_turn, ratio, run_command
 
 MACHINE = {
-    **{"cpu": "a CPU", "cores": 2, "memory_gib": 8, "python": "3.11.1", "system": "Linux 6"},
+    "cpu": "a CPU",
+    "cores": 2,
+    "memory_gib": 8,
+    "python": "3.11.1",
+    "system": "Linux 6",
     "counted_by": "a control group",
 }
 CORPUS = {"samples": 9_000, "images": 70, "median_bytes": 3e4, "mean_bytes": 4e4, "captions": 12, "source": "demo"}
