@@ -3,7 +3,8 @@
 Every size is run in turn; its time a sample is what is left when the start-up is taken off (benchmarks.job tells how it
 is measured), its peak memory that of all processes of the job, Ray's own among them (PSS, looked at ten times a
 second; mapped input files count as long as they are mapped). Large inputs are hard links to the tars of a smaller one
-under other names: units and keys depend on the name, so every sample is new work, though files are warm.
+under other names: units and keys depend on the name, so every sample is new work, though files are warm. Units are of
+1,000 samples, so that the smallest input has enough of them for every worker that Ray starts.
 
 Then inputs that nobody would choose, against units of ordinary samples:
   long captions   1 MB each: told apart as too long (the default), or judged like any other (max_caption_chars raised)
@@ -35,6 +36,7 @@ from benchmarks.sides import RAY_ENV, add_options, cores, run_command
 SIZES = (10_000, 50_000, 200_000)
 # Distinct tars of the largest input; the others are links.
 DISTINCT = 50_000
+UNIT = 1_000
 # Start-ups in each turn.
 STARTS = 3
 # Below so many samples the start-up is more than the work.
@@ -126,7 +128,8 @@ def linked(folder: Path, tars: Sequence[Path], samples: int) -> Input:
     folder.mkdir(parents=True)
     for number in range(samples // SAMPLES_A_TAR):
         os.link(tars[number % len(tars)], folder / f"{number:05d}.tar")
-    return Input(f"{samples:,}", folder, samples, times=3 if samples < SHORT else 1)
+    settings = {"units": {"max_samples": UNIT}}
+    return Input(f"{samples:,}", folder, samples, settings, times=3 if samples < SHORT else 1)
 
 
 def run_in_turn(home: Path, inputs: Sequence[Input], turns: int) -> list[Ran]:
@@ -175,7 +178,7 @@ def growth(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     for before, ran in zip([first, *found], found, strict=False):
         time, memory = ran.over(first)
         more = ["", "", ""] if ran is first else [f"{ran.further(before):.0f}", str(time), str(memory)]
-        units, peak = len(list(ran.input.tars.iterdir())), f"{statistics.median(ran.memory):.2f}"
+        units, peak = ran.input.samples // UNIT, f"{statistics.median(ran.memory):.2f}"
         each = f"{statistics.median(ran.each):.0f}"
         rows.append([ran.input.name, str(units), f"{ran.wall:.1f}", each, more[0], more[1], peak, more[2]])
     head = ["samples", "units", "seconds", "CPU-us a sample", "each further one", f"x the first, at most {TIME}"]
