@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tarfile
 from collections import Counter
@@ -333,7 +332,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "corpus": about,
         "tables": tables,
         "bars": [bars("Captions and headers without CLIP", "samples a CPU-second", runs, [side.name for side in ours])],
-        "reached": {"floor": FLOOR, "aim": AIM, "rate": statistics.median(found[OURS].rates)},
+        "reached": {"floor": FLOOR, "aim": AIM, "rate": found[OURS].rate},
     }
 
 

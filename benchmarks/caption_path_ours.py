@@ -8,21 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
 
+from benchmarks.loop import loop
 from benchmarks.peer_rules import FILTERS
 from benchmarks.sides import cores
-from curation.commit import commit
-from curation.config import load
-from curation.unit import judge
-from curation.units import plan_units
-from shards.storage import Storage
 
 PROFILE = "caption_path"
 
@@ -38,29 +30,9 @@ def run(corpus: Path, out: Path, detector: str, shards: bool, processes: int = 1
     }
     config = out / "pipelines.yaml"
     config.write_text(yaml.safe_dump({"profiles": {PROFILE: settings}}, sort_keys=False))
-    if processes == 1:
-        told = [work(config, shards, 0, 1)]
-    else:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            told = list(pool.map(partial(work, config, shards), range(processes), [processes] * processes))
-    reasons: Counter[str] = Counter()
-    for each in told:
-        reasons.update(each)
+    reasons = loop(config, PROFILE, processes, shards=shards)
     kept = reasons.pop("kept", 0)
     return {"samples": kept + reasons.total(), "kept": kept, "dropped": dict(reasons)}
-
-
-def work(config: Path, shards: bool, number: int, processes: int) -> Counter[str]:
-    """One process, each so-manieth unit: samples by reason, and `kept`."""
-    profile = load(config).profile(PROFILE)
-    storage, units = plan_units(profile)
-    output, prints = Storage.open(profile.run_folder), profile.fingerprints()
-    scorers = {label: rule.setup() for label, rule in profile.cheap.items()}
-    reasons: Counter[str] = Counter()
-    for unit in units[number::processes]:
-        told = commit(profile, prints, judge(profile, storage, unit, scorers), output, shards=shards)
-        reasons.update({**told["reasons"], "kept": told["kept"]})
-    return reasons
 
 
 def main() -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError, measure, say
 from benchmarks.peers import environment, versions
 from benchmarks.shown import bars, table
-from benchmarks.sides import Side, in_turn
+from benchmarks.sides import Side, cores, in_turn
 
 # What 1.6.1 itself would install in the middle of its first run; it asks for that release of transformers, too.
 DATA_JUICER = ("py-data-juicer==1.6.1", "aiohttp", "av", "ray")
@@ -64,8 +63,8 @@ def juicer(python: Path, samples: Path, out: Path, model: Path, processes: int) 
 def peer(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     same = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "torchvision")]
     python = environment(options.work.resolve(), "data-juicer-clip", *DATA_JUICER, *same, "transformers==4.57.1")
-    cores = len(os.sched_getaffinity(0))
-    home, small, count = work / "peer", cores * BATCH, options.peer_samples
+    processes = cores()
+    home, small, count = work / "peer", processes * BATCH, options.peer_samples
     tars, files, samples = [], [], []
     for number in (small, small + count):
         tars.append(home / f"corpus-{number}")
@@ -77,12 +76,12 @@ def peer(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     theirs = as_transformers(model, work / "ViT-B-32-transformers")
     told = [
         settings(corpus, home / "ours", model, unit, 0, BATCH)
-        for corpus, unit in zip(tars, (BATCH, -(-(small + count) // cores)), strict=True)
+        for corpus, unit in zip(tars, (BATCH, -(-(small + count) // processes)), strict=True)
     ]
     out = home / "theirs"
-    commands = [juicer(python, file, out, theirs, cores) for file in files]
+    commands = [juicer(python, file, out, theirs, processes) for file in files]
     sides = [
-        side("plain", home / "ours", OURS, told[1], told[0], "--processes", str(cores)),
+        side("plain", home / "ours", OURS, told[1], told[0], "--processes", str(processes)),
         Side(THEIRS, commands[1], commands[0], env=ENV, before=partial(shutil.rmtree, out, ignore_errors=True)),
     ]
     found = in_turn(sides, count, options.pairs)
@@ -93,7 +92,7 @@ def peer(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         start = f"{found[name].start:.1f}"
         rows.append([name, f"{found[name].rate:.2f}", f"{figures['per_second']:.2f}", ratio, start])
     head = ["side", "pairs/CPU-s", "pairs/s", "ours over it, per CPU-s", "start, CPU-s"]
-    title = f"ViT-B/32 at equal weights, {count} pairs, {cores} processes of one thread"
+    title = f"ViT-B/32 at equal weights, {count} pairs, {processes} processes of one thread"
     tables = [table(title, head, rows)]
     agreed = [("ViT-B/32, random", compare(samples, cosines(home / "ours"), scores_of(out), model, theirs))]
     demo = demo_clip(options, work)
@@ -104,7 +103,7 @@ def peer(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         each.before()
     trained = side("plain", home / "ours", OURS, settings(tars[1], home / "ours", demo, BATCH, 0, BATCH), told[0])
     measure(trained.full, env=ENV)
-    measure(juicer(python, files[1], out, renamed, cores), env=ENV)
+    measure(juicer(python, files[1], out, renamed, processes), env=ENV)
     agreed.append(("the demo's, trained", compare(samples, cosines(home / "ours"), scores_of(out), demo, renamed)))
     tables.append(
         table(

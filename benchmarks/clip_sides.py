@@ -30,7 +30,7 @@ from benchmarks.clip_models import random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError
 from benchmarks.shown import bars, table
-from benchmarks.sides import RAY_ENV, Side, in_turn
+from benchmarks.sides import RAY_ENV, Side, cores, in_turn
 from curation.commit import commit
 from curation.config import load
 from curation.profile import ClipResources, Profile
@@ -197,19 +197,19 @@ def clear(home: Path) -> None:
 
 def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The part of benchmarks.clip."""
-    cores = len(os.sched_getaffinity(0))
+    processes = cores()
     batch = ClipResources().batch_size
-    first, count = cores * batch, options.samples
+    first, count = processes * batch, options.samples
     model = random_model(work / "ViT-B-32", "ViT-B-32")
     corpora = []
     for samples in (first, first + count):
         corpora.append(work / f"corpus-job-{samples}")
         write_corpus(corpora[-1], samples, min(samples, 500))
     sides = []
-    for name, way, told in ((RAY, "ray", ()), (PLAIN, "plain", ("--processes", str(cores)))):
+    for name, way, told in ((RAY, "ray", ()), (PLAIN, "plain", ("--processes", str(processes)))):
         home = work / name.replace(" ", "-")
         small, full = (
-            settings(corpus, home, model, unit, cores, batch)
+            settings(corpus, home, model, unit, processes, batch)
             for corpus, unit in zip(corpora, (batch, UNIT * batch), strict=True)
         )
         sides.append(side(way, home, name, full, small, *told))
@@ -238,7 +238,7 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         f"of the loop's per CPU-s, at least {TARGET}",
         "in the model, least busy",
     ]
-    title = f"{count:,} images in units of {UNIT * batch}, ViT-B/32, {cores} processes of one thread; scores alike"
+    title = f"{count:,} images in units of {UNIT * batch}, ViT-B/32, {processes} processes of one thread; scores alike"
     shown = table(title, [*head, "start, CPU-s", "start, s"], rows)
     plot = bars("The whole job with a CLIP stage", "images a CPU-second", {k: v.rates for k, v in found.items()}, [RAY])
     figures = {"sides": [side.as_json() for side in found.values()], "busy": shares}

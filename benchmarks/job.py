@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from typing import Any
 import yaml
 
 from benchmarks.corpus import write_corpus
+from benchmarks.loop import loop
 from benchmarks.measure import BenchmarkError, say
 from benchmarks.pack import warm
 from benchmarks.peer_rules import FILTERS
 from benchmarks.shown import bars, table
 from benchmarks.sides import RAY_ENV, Measured, Side, add_options, cached, cores, in_turn, run_command
-from curation.config import ConfigError, load
-from curation.units import Unit, plan_units
+from curation.config import ConfigError
 from shards.storage import Storage
 from shards.tar import group, scan
 
@@ -104,34 +103,6 @@ def ready(home: Path, tars: Path) -> None:
     clear(home)
     cached(tars)
     warm(home, min(sum(tar.stat().st_size for tar in tars.glob("*.tar")), WARM))
-
-
-def loop(config: Path) -> None:
-    """The plain loop, whole: plans, then every process takes each so-manieth unit."""
-    _, units = plan_units(load(config).profile(PROFILE))
-    processes = [
-        multiprocessing.get_context("spawn").Process(target=work, args=(config, units[number :: cores()]))
-        for number in range(cores())
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise BenchmarkError("a process of the plain loop failed")
-
-
-def work(config: Path, units: Sequence[Unit]) -> None:
-    """One process of the plain loop."""
-    from curation.commit import commit
-    from curation.unit import judge
-
-    profile = load(config).profile(PROFILE)
-    storage, output = Storage.open(profile.input.path), Storage.open(profile.run_folder)
-    prints = profile.fingerprints()
-    scorers = {label: rule.setup() for label, rule in profile.cheap.items()}
-    for unit in units:
-        commit(profile, prints, judge(profile, storage, unit, scorers), output)
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -206,7 +177,7 @@ def _wall(side: Measured, other: Measured) -> str:
 
 def everything(options: argparse.Namespace) -> dict[str, Any]:
     if options.plain:
-        loop(options.plain)
+        loop(options.plain, PROFILE)
         return {}
     if options.pairs < 1 or options.samples < 1 or options.images < 1:
         raise BenchmarkError("--pairs, --samples and --images are at least 1")

@@ -16,6 +16,7 @@ from benchmarks.measure import Cost
 from benchmarks.odd_inputs import odd_inputs
 from curation.config import load
 from curation.manifests import read_all
+from curation.units import plan_units
 from shards.storage import Storage
 from tests.benchmarks.test_job import cpu, curate, plain, tars
 
@@ -99,7 +100,7 @@ def test_links_make_an_input_of_any_size(tmp_path: Path) -> None:
     names = sorted(path.name for path in made.tars.iterdir())
     assert names == [f"{number:05d}.tar" for number in range(5)]
     profile = load(job.write_profile(tmp_path / "home", made.tars)).profile(job.PROFILE)
-    ids = {unit.short for unit in job.plan_units(profile)[1]}
+    ids = {unit.short for unit in plan_units(profile)[1]}
     assert len(ids) == 5  # equal contents, units of their own
 
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from benchmarks import job
+from benchmarks.loop import loop
 from benchmarks.measure import BenchmarkError
 from benchmarks.odd_inputs import small_png, write_tar
 from curation.config import load
 from curation.run import run
-from curation.units import plan_units
 
 
 def tars(folder: Path, count: int, samples: int) -> Path:
@@ -53,8 +53,7 @@ def curate(config: Path) -> None:
 
 
 def plain(config: Path) -> None:
-    profile = load(config).profile(job.PROFILE)
-    job.work(config, plan_units(profile)[1])
+    loop(config, job.PROFILE, 1)
 
 
 def test_the_ray_job_costs_little_more_than_the_loop(ray_local: None, tmp_path: Path) -> None:
