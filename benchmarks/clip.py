@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=256, metavar="N", help="of the stage; default: %(default)s")
     parser.add_argument("--peer-samples", type=int, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=1_088, metavar="N", help="of the job; default: %(default)s")
-    parser.add_argument("--job-pairs", type=int, default=3, metavar="N", help="of the job; default: %(default)s")
+    parser.add_argument("--job-pairs", type=int, default=5, metavar="N", help="of the job; default: %(default)s")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a folder with the demo's CLIP (data/demo/clip)")
     parser.add_argument("--no-peers", action="store_true", help="without `peer` and simplejpeg: installs nothing")
     return run_command(parser, run, ("torch", "open_clip_torch", "pillow", "torchvision", "ray"))
