@@ -18,8 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.clip_models import random_model
+
 ROOT = Path(__file__).parents[1]
 RATES = ROOT / "curation" / "rates.yaml"
+WORK = ROOT / "data" / "benchmarks"  # what its weights are does not change what a model costs: they are random
 # The picture that everything is measured on: about 40 KB, as the web's are.
 SIZE, COARSE, QUALITY = (512, 384), (42, 31), 85
 CHEAP: dict[str, Any] = {"text_length": {}, "language": {}, "emoji": {}, "aspect_ratio": {}, "min_size": {}}
@@ -94,26 +97,14 @@ def measure_read(folder: Path, images: list[bytes], pairs: int) -> float:
 
 def measure_clip(model: str, images: list[bytes], count: int) -> float:
     """Survivors scored with a model on one thread: decode, resize, both towers, cosine."""
-    import open_clip
     import pyarrow as pa
     import torch
 
     from filters import clip_model
     from filters.clip_scorer import ClipScorer
-    from filters.square import Square
 
     torch.set_num_threads(1)
-    if model.startswith(clip_model.FOLDER):
-        loaded = clip_model.load(model, "")
-    else:  # what its weights are does not change what they cost
-        torch.manual_seed(0)
-        network, _, preprocess = open_clip.create_model_and_transforms(model)
-        side = network.visual.preprocess_cfg["size"]
-        network.eval().requires_grad_(False)
-        seen = Square.of(network.visual.preprocess_cfg) or preprocess
-        loaded = clip_model.LoadedModel(
-            network, seen, open_clip.get_tokenizer(model), side if isinstance(side, int) else max(side)
-        )
+    loaded = clip_model.load(model, "")
     scorer = ClipScorer(loaded, batch_size=32)
     table = pa.table(
         {
@@ -158,7 +149,7 @@ def main() -> int:
         read = measure_read(Path(folder), images, options.pairs)
     decode = measure_decode(images, 300)
     demo = ROOT / "data" / "demo" / "clip"
-    models = {"ViT-B-32": measure_clip("ViT-B-32", images, 64)}
+    models = {"ViT-B-32": measure_clip(f"local-dir:{random_model(WORK / 'clip/ViT-B-32', 'ViT-B-32')}", images, 64)}
     if (demo / "open_clip_config.json").exists():
         models['"local-dir:data/demo/clip"'] = measure_clip(f"local-dir:{demo}", images, 512)
     else:

@@ -6,6 +6,7 @@ name and renamed; on an object store it is one upload that starts when all its b
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import time
@@ -162,6 +163,17 @@ class Storage:
                 return file.read_buffer()
 
         return self._do("read", rel, view)
+
+    def mapped(self, rel: str) -> mmap.mmap:
+        """A file of a local disk mapped for reading; `StorageError` if it is empty."""
+
+        def mapped() -> mmap.mmap:
+            with open(self._path(rel), "rb") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    raise OSError("the file is empty")
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+        return self._do("read", rel, mapped)
 
     def view_range(self, rel: str, start: int, stop: int) -> pa.Buffer:
         """Bytes [start, stop) of a file, mapped or read by one request; an error if the file ends before `stop`."""

@@ -6,6 +6,7 @@ holds two. A request for each header would wait 20 to 50 ms for 512 bytes, as lo
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,10 +43,31 @@ class Part:
 def walking(storage: Storage, path: str, size: int) -> Iterator[Window | pa.Buffer]:
     """A file of `size` bytes to be looked at from front to back: mapped, or two blocks of it at a time."""
     if storage.is_local:
-        yield storage.view(path)
+        yield _Passed(storage.mapped(path)) if size else pa.py_buffer(b"")
         return
     with ThreadPoolExecutor(1) as ahead:
         yield _Blocks(storage.reader(path), size, ahead)
+
+
+class _Passed:
+    """A mapped file whose pages are let go once they are behind: the kernel maps whole neighbourhoods of what is read.
+
+    Else planning, which walks over many tars side by side, would be told to hold all of them.
+    """
+
+    def __init__(self, file: mmap.mmap) -> None:
+        self._file, self._view, self._behind = file, memoryview(file), 0
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __getitem__(self, key: slice, /) -> memoryview:
+        found = self._view[key]
+        start = key.indices(len(self._view))[0]
+        if start - self._behind > BLOCK_BYTES:
+            self._file.madvise(mmap.MADV_DONTNEED, self._behind, start - self._behind & -mmap.PAGESIZE)
+            self._behind = start & -mmap.PAGESIZE
+        return found
 
 
 class _Blocks:

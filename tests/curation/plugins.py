@@ -48,6 +48,22 @@ class PixelsWhere(Where):
         return frozenset({"pixels"})
 
 
+class PixelsFaults(PixelsWhere):
+    """Scores the page faults of taking 32 MB again that were just freed."""
+
+    def score(self, samples: Any) -> Any:
+        import resource
+
+        import numpy as np
+
+        faults = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.ones(1 << 22)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return {"process": pa.array([faults[-1]] * len(samples), pa.int64())}
+
+
 class KeepRaises(Where):
     def score(self, samples: Any) -> Any:
         booms = [-1 if "boom" in (caption or "") else 1 for caption in samples.column("caption").to_pylist()]

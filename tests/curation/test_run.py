@@ -363,6 +363,14 @@ def test_readers_and_actors_are_apart(tmp_path: Path) -> None:
     assert {row["a_process"] for row in rows}.isdisjoint(row["b_process"] for row in rows)
 
 
+def test_actors_keep_the_memory_that_models_free(tmp_path: Path) -> None:
+    some_input(tmp_path)
+    run(profile(tmp_path, filters={**CHEAP, "b": {"filter": "tests.curation.plugins:PixelsFaults"}}))
+    faults = {row["b_process"] for row in ledger_of(tmp_path) if row["reason"] is None}
+    assert faults
+    assert max(faults) < 1000  # 8,192 pages of 4 KiB where the kernel got them back
+
+
 def test_what_the_machine_cannot_give_is_told_at_once(tmp_path: Path) -> None:
     from curation.cluster import JobError
     from curation.resources import fit, shortage
