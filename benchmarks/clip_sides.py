@@ -183,13 +183,21 @@ def cosines(out: Path) -> dict[str, float]:
     return {row["source_key"]: row["clip_score_cosine"] for row in rows if row["clip_score_cosine"] is not None}
 
 
-def side(way: str, home: Path, name: str, full: dict[str, Any], small: dict[str, Any], *options: str) -> Side:
+def side(
+    way: str,
+    home: Path,
+    name: str,
+    full: dict[str, Any],
+    small: dict[str, Any],
+    *options: str,
+    env: Mapping[str, str] = ENV,
+) -> Side:
     """A side of `in_turn`. full, small: settings of its two commands."""
     commands = []
     for told, file in ((full, "full.yaml"), (small, "small.yaml")):
         path = write_settings(home / file, told)
         commands.append([sys.executable, "-m", "benchmarks.clip_sides", way, "--settings", str(path), *options])
-    return Side(name, *commands, env={**ENV, **KEEP_FREED} if name == KEPT else ENV, before=partial(clear, home))
+    return Side(name, *commands, env=env, before=partial(clear, home))
 
 
 def clear(home: Path) -> None:
@@ -208,28 +216,28 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         corpora.append(work / f"corpus-job-{samples}")
         write_corpus(corpora[-1], samples, min(samples, 500))
     sides = []
-    in_loop = ("plain", "--processes", str(processes))
-    for name, way, *told in ((RAY, "ray"), (PLAIN, *in_loop), (KEPT, *in_loop)):
-        home = work / name.replace(" ", "-")
+    homes = {name: work / name.replace(" ", "-") for name in (RAY, PLAIN, KEPT)}
+    for name, home in homes.items():
+        way, *told = ("ray",) if name == RAY else ("plain", "--processes", str(processes))
+        env = {**ENV, **KEEP_FREED} if name == KEPT else ENV
         small, full = (
             settings(corpus, home, model, unit, processes, batch)
             for corpus, unit in zip(corpora, (batch, UNIT * batch), strict=True)
         )
-        sides.append(side(way, home, name, full, small, *told))
+        sides.append(side(way, home, name, full, small, *told, env=env))
     found = in_turn(sides, count, options.job_pairs)
-    mine, *others = (cosines(work / name.replace(" ", "-")) for name in (RAY, PLAIN, KEPT))
-    for theirs in others:
-        if mine != theirs or len(mine) != first + count:
+    mine, samples = cosines(homes[RAY]), first + count
+    for name in (PLAIN, KEPT):
+        theirs = cosines(homes[name])
+        if mine != theirs or len(mine) != samples:
             differ = sum(theirs.get(key) != value for key, value in mine.items())
-            raise BenchmarkError(
-                f"Ray job and plain loop differ in {differ} of {len(mine)} scores, {first + count} samples"
-            )
+            raise BenchmarkError(f"{RAY} and {name} differ in {differ} of {len(mine)} scores, {samples} samples")
     shares = {
         name: [min(json.loads(cost.output.splitlines()[-1])["busy"], default=0.0) for cost in side.costs]
         for name, side in found.items()
     }
     rows = []
-    for name in (RAY, PLAIN, KEPT):
+    for name in found:
         rates = found[name].as_json()
         over = str(found[RAY].over(found[name])) if name != RAY else ""
         middle = statistics.median(shares[name])

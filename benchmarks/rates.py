@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clip_models import random_model
+from benchmarks.sides import ROOT, WORK
 
-ROOT = Path(__file__).parents[1]
 RATES = ROOT / "curation" / "rates.yaml"
-WORK = ROOT / "data" / "benchmarks"  # what its weights are does not change what a model costs: they are random
 # The picture that everything is measured on: about 40 KB, as the web's are.
 SIZE, COARSE, QUALITY = (512, 384), (42, 31), 85
 CHEAP: dict[str, Any] = {"text_length": {}, "language": {}, "emoji": {}, "aspect_ratio": {}, "min_size": {}}

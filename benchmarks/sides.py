@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.measure import BenchmarkError, Cost, Ratio, counted_by, measure, say
 
 ROOT = Path(__file__).parents[1]
+WORK = ROOT / "data/benchmarks"
 # Of a side that starts Ray: a local one would turn token authentication on for this machine and for good, and a user's
 # cluster would do the work for nothing.
 RAY_ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
@@ -166,9 +167,7 @@ def ratio(fewer: Sequence[float], more: Sequence[float]) -> Ratio:
 def add_options(parser: argparse.ArgumentParser, *, pairs: int = 5) -> None:
     """What every comparison takes."""
     parser.add_argument("--pairs", type=int, default=pairs, metavar="N", help="runs of each side; default: %(default)s")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "data/benchmarks", metavar="DIR", help="inputs and outputs; default: data/"
-    )
+    parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="inputs and outputs; default: data/")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also writes the figures there, for benchmarks.page (docs)"
     )

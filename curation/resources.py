@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from curation.profile import Profile
 
-# Of a machine's CPUs, those that stay free for readers beside CLIP actors. Reading and judging a pair costs 0.2 to
-# 0.4 ms of a CPU, scoring a survivor 4 ms or more with the smallest CLIP there is (curation/rates.yaml): an eighth
-# feeds the rest.
+# Of a machine's CPUs, those that stay free for readers beside CLIP actors. Reading and judging a pair costs a
+# twentieth of scoring a survivor with the smallest CLIP there is (curation/rates.yaml): an eighth feeds the rest.
 READERS_SHARE = 1 / 8
-# A GPU's actor decodes with its CPUs, about 250 images/s each; more than 2,500/s no published CLIP takes on one GPU.
+# A GPU's actor decodes with its CPUs, 350 images/s each of the web's sizes (docs/benchmarks.md), 600 of 512 x 384
+# (curation/rates.yaml); more than 2,500/s no published CLIP takes on one GPU.
 MOST_ACTOR_CPUS = 10
 # Committing mostly waits for disks: a quarter of a CPU lets it slip in beside the readers.
 COMMIT_CPUS = 0.25

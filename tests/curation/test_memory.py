@@ -16,12 +16,16 @@ from tests.curation.pairs import flat, image, pair, write_config, write_tar
 PER_TAR = 5_000
 
 
-def resident(process: psutil.Process) -> int:
-    """Bytes of a process' own memory and of its share of shared memory; mapped input files are the page cache's."""
+def resident(process: psutil.Process, *kinds: str) -> int:
+    """Bytes of a process, a share of what others have too, of some of smaps' kinds.
+
+    By default its own memory and shared memory; mapped input files (Pss_File) are the page cache's.
+    """
+    wanted = tuple(f"{kind}:" for kind in kinds or ("Pss_Anon", "Pss_Shmem"))
     total = 0
     with open(f"/proc/{process.pid}/smaps_rollup") as lines:
         for line in lines:
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+            if line.startswith(wanted):
                 total += int(line.split()[1]) * 1024
     return total
 

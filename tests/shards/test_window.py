@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shards.storage import Storage, StorageError
 from shards.tar import scan
 from shards.window import BLOCK_BYTES, walking
+from tests.curation.test_memory import resident
+from tests.shards.test_tar import archive
 
 
-def mapped_bytes() -> int:
-    """Bytes of files that stand in this process's page table."""
-    told = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return 1024 * int(told["Pss_File"].split()[0])
-
-
-@pytest.fixture
-def tar(tmp_path: Path) -> Path:
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as out:
-        for number in range(1_500):
-            member = tarfile.TarInfo(f"{number:05d}.jpg")
-            member.size = 40_000 + number % 700
-            out.addfile(member, io.BytesIO(bytes(member.size)))
-    return path
-
-
-def test_a_local_walk_sees_all_and_holds_little(tar: Path) -> None:
-    storage, size = Storage.open(str(tar.parent)), tar.stat().st_size
-    before = mapped_bytes()
-    with walking(storage, tar.name, size) as archive:
-        found = list(scan(archive))
-        assert mapped_bytes() - before < 2 * BLOCK_BYTES < size / 3
-        assert found == list(scan(archive))  # what was let go is read again
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux")
+def test_a_local_walk_sees_all_and_holds_little(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    tar.write_bytes(archive([(f"{number:05d}.jpg", bytes(40_000 + number % 700)) for number in range(1_500)]))
+    storage, size, me = Storage.open(str(tmp_path)), tar.stat().st_size, psutil.Process()
+    before = resident(me, "Pss_File")
+    with walking(storage, tar.name, size) as walked:
+        found = list(scan(walked))
+        assert resident(me, "Pss_File") - before < 2 * BLOCK_BYTES < size / 3
+        assert found == list(scan(walked))  # what was let go is read again
     assert found == list(scan(storage.view(tar.name)))
     assert len(found) == 1_500
 
@@ -44,7 +32,7 @@ def test_a_local_walk_sees_all_and_holds_little(tar: Path) -> None:
 def test_empty_files_and_those_that_became_so(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
     storage = Storage.open(str(tmp_path))
-    with walking(storage, "a.tar", 0) as archive:
-        assert len(archive) == 0
+    with walking(storage, "a.tar", 0) as walked:
+        assert len(walked) == 0
     with pytest.raises(StorageError, match=r"a\.tar.*the file is empty"), walking(storage, "a.tar", 512):
         pass
