@@ -257,7 +257,7 @@ def main() -> int:
     parser.add_argument(
         "--parts", nargs="+", choices=("growth", "odd"), default=["growth", "odd"], help="default: both"
     )
-    add_options(parser, pairs=3)
+    add_options(parser)
     return run_command(parser, everything, ("ray", "pyarrow"))
 
 
