@@ -77,6 +77,7 @@ bench-trainer: $(STAMP)-test  ## the loader against webdataset and wids, the ste
 bench: $(STAMP)-test  ## curation beside its peers, docs/benchmarks.md, over an hour
 	@for name in caption_path job clip tars growth startup; do \
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json || exit 1; done
+	@$(BIN)/python -m benchmarks.growth --parts growth --unit 5000 --json benchmarks/results/growth_units.json
 	@$(BIN)/python -m benchmarks.page
 
 plan-docs: $(STAMP)-test  ## docs/plan-qwen-vl.md, some minutes

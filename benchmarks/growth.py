@@ -4,7 +4,8 @@ Every size is run in turn; its time a sample is what is left when the start-up i
 is measured), its peak memory that of all processes of the job, Ray's own among them (PSS, looked at ten times a
 second; mapped input files count as long as they are mapped). Large inputs are hard links to the tars of a smaller one
 under other names: units and keys depend on the name, so every sample is new work, though files are warm. Units are of
-1,000 samples, so that the smallest input has enough of them for every worker that Ray starts.
+1,000 samples, so that the smallest input has enough of them for every worker that Ray starts; --unit 5000, a tar each,
+is what a profile's defaults make of these tars.
 
 Then inputs that nobody would choose, against units of ordinary samples:
   long captions   1 MB each: told apart as too long (the default), or judged like any other (max_caption_chars raised)
@@ -122,13 +123,13 @@ class Ran:
         }
 
 
-def linked(folder: Path, tars: Sequence[Path], samples: int) -> Input:
-    """An input of so many samples: links to whole tars, over and over."""
+def linked(folder: Path, tars: Sequence[Path], samples: int, unit: int) -> Input:
+    """An input of so many samples, in units of `unit`: links to whole tars, over and over."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in range(samples // SAMPLES_A_TAR):
         os.link(tars[number % len(tars)], folder / f"{number:05d}.tar")
-    settings = {"units": {"max_samples": UNIT}}
+    settings = {"units": {"max_samples": unit}}
     return Input(f"{samples:,}", folder, samples, settings, times=3 if samples < SHORT else 1)
 
 
@@ -170,7 +171,7 @@ def growth(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     corpus = work / f"corpus-{min(max(options.sizes), DISTINCT)}-{options.images}"
     about = write_corpus(corpus, min(max(options.sizes), DISTINCT), options.images)
     tars = sorted(corpus.glob("[0-9]*.tar"))
-    inputs = [linked(work / f"growth/in-{size}", tars, size) for size in sorted(options.sizes)]
+    inputs = [linked(work / f"growth/in-{size}", tars, size, options.unit) for size in sorted(options.sizes)]
     found = run_in_turn(work / "growth", inputs, options.pairs)
     first, starts = found[0], found[0].starts
     start = ["start-up", "", f"{statistics.median(cost.wall for cost in starts):.1f}", "", "", ""]
@@ -178,7 +179,7 @@ def growth(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     for before, ran in zip([first, *found], found, strict=False):
         time, memory = ran.over(first)
         more = ["", "", ""] if ran is first else [f"{ran.further(before):.0f}", str(time), str(memory)]
-        units, peak = ran.input.samples // UNIT, f"{statistics.median(ran.memory):.2f}"
+        units, peak = ran.input.samples // options.unit, f"{statistics.median(ran.memory):.2f}"
         each = f"{statistics.median(ran.each):.0f}"
         rows.append([ran.input.name, str(units), f"{ran.wall:.1f}", each, more[0], more[1], peak, more[2]])
     head = ["samples", "units", "seconds", "CPU-us a sample", "each further one", f"x the first, at most {TIME}"]
@@ -201,7 +202,7 @@ def odd(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     corpus = work / f"corpus-{2 * SAMPLES_A_TAR}-{options.images}"
     write_corpus(corpus, 2 * SAMPLES_A_TAR, options.images)
     home = work / "growth"
-    ordinary = linked(home / "ordinary", sorted(corpus.glob("[0-9]*.tar")), 2 * SAMPLES_A_TAR)
+    ordinary = linked(home / "ordinary", sorted(corpus.glob("[0-9]*.tar")), 2 * SAMPLES_A_TAR, options.unit)
     inputs = [replace(ordinary, name="ordinary", times=1), *(Input(*made) for made in odd_inputs(home))]
     found = run_in_turn(home, inputs, options.pairs)
     rows = []
@@ -229,6 +230,8 @@ def everything(options: argparse.Namespace) -> dict[str, Any]:
         raise BenchmarkError("--pairs and --images are at least 1")
     if len(set(options.sizes)) < max(2, len(options.sizes)) or any(n < 1 or n % SAMPLES_A_TAR for n in options.sizes):
         raise BenchmarkError(f"--sizes: at least two, no two alike, multiples of {SAMPLES_A_TAR:,}")
+    if options.unit < 1 or SAMPLES_A_TAR % options.unit:
+        raise BenchmarkError(f"--unit: a divisor of {SAMPLES_A_TAR:,}, the samples of a tar")
     work = options.work.resolve()
     figures: dict[str, Any] = {"tables": [], "bars": []}
     try:
@@ -253,6 +256,7 @@ def main() -> int:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=list(SIZES), metavar="N", help="samples; default: 10000 50000 200000"
     )
+    parser.add_argument("--unit", type=int, default=UNIT, metavar="N", help="samples of a unit; default: %(default)s")
     parser.add_argument("--images", type=int, default=2_000, metavar="N", help="distinct ones; default: %(default)s")
     parser.add_argument(
         "--parts", nargs="+", choices=("growth", "odd"), default=["growth", "odd"], help="default: both"

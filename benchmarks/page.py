@@ -34,7 +34,9 @@ def render(words: str, results: dict[str, dict[str, Any]]) -> tuple[str, dict[st
         if what == "machine":
             return machine(results)
         if name not in results:
-            raise PageError(f"{match[0]}: no results/{name}.json: python -m benchmarks.{name} --json writes it")
+            raise PageError(
+                f"{match[0]}: no results/{name}.json: python -m benchmarks.{name} --json or make bench writes it"
+            )
         found = results[name]
         if what == "command":
             return f"`{found['command']}`"

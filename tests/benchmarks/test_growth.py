@@ -96,7 +96,8 @@ def load_labels(tmp_path: Path) -> list[str]:
 
 def test_links_make_an_input_of_any_size(tmp_path: Path) -> None:
     source = tars(tmp_path / "in", 2, 3)
-    made = growth.linked(tmp_path / "links", sorted(source.iterdir()), 25_000)
+    made = growth.linked(tmp_path / "links", sorted(source.iterdir()), 25_000, 500)
+    assert made.settings == {"units": {"max_samples": 500}}
     names = sorted(path.name for path in made.tars.iterdir())
     assert names == [f"{number:05d}.tar" for number in range(5)]
     profile = load(job.write_profile(tmp_path / "home", made.tars)).profile(job.PROFILE)
@@ -111,6 +112,8 @@ def test_links_make_an_input_of_any_size(tmp_path: Path) -> None:
         (["--sizes", "5000", "7000"], "multiples of 5,000"),
         (["--sizes", "5000", "5000"], "no two alike"),
         (["--pairs", "0"], "at least 1"),
+        (["--unit", "0"], "a divisor of 5,000"),
+        (["--unit", "3000"], "a divisor of 5,000"),
     ],
 )
 def test_mistakes_are_one_line(
