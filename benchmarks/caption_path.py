@@ -34,7 +34,7 @@ from benchmarks.measure import BenchmarkError, measure, say
 from benchmarks.peer_rules import write_rules
 from benchmarks.peers import environment, versions
 from benchmarks.shown import bars, table
-from benchmarks.sides import ROOT, Measured, Side, add_options, cached, in_turn, run_command
+from benchmarks.sides import ROOT, Measured, Side, add_options, cached, folder_name, in_turn, run_command
 
 # What 1.6.1 installs by itself in the middle of its first run, where nothing stops it: all but the first.
 DATA_JUICER = (
@@ -139,7 +139,7 @@ def our_sides(work: Path, tars: str) -> list[Side]:
 
 def out_of(work: Path, side: str) -> Path:
     """Where a side writes."""
-    return work / "out" / side.replace(",", "").replace(" ", "-")
+    return work / "out" / folder_name(side)
 
 
 def _side(work: Path, name: str, command: Sequence[str], full: str, small: str, **env: str) -> Side:

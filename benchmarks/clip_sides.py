@@ -31,7 +31,7 @@ from benchmarks.clip_models import random_model
 from benchmarks.corpus import write_corpus
 from benchmarks.measure import BenchmarkError
 from benchmarks.shown import bars, table
-from benchmarks.sides import RAY_ENV, Side, cores, in_turn
+from benchmarks.sides import RAY_ENV, Side, cores, folder_name, in_turn
 from curation.commit import commit
 from curation.config import load
 from curation.job import KEEP_FREED
@@ -210,13 +210,14 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     processes = cores()
     batch = ClipResources().batch_size
     first, count = processes * batch, options.samples
+    whole = first + count
     model = random_model(work / "ViT-B-32", "ViT-B-32")
     corpora = []
-    for samples in (first, first + count):
+    for samples in (first, whole):
         corpora.append(work / f"corpus-job-{samples}")
         write_corpus(corpora[-1], samples, min(samples, 500))
     sides = []
-    homes = {name: work / name.replace(" ", "-") for name in (RAY, PLAIN, KEPT)}
+    homes = {name: work / folder_name(name) for name in (RAY, PLAIN, KEPT)}
     for name, home in homes.items():
         way, *told = ("ray",) if name == RAY else ("plain", "--processes", str(processes))
         env = {**ENV, **KEEP_FREED} if name == KEPT else ENV
@@ -226,12 +227,12 @@ def job(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         )
         sides.append(side(way, home, name, full, small, *told, env=env))
     found = in_turn(sides, count, options.job_pairs)
-    mine, samples = cosines(homes[RAY]), first + count
+    mine = cosines(homes[RAY])
     for name in (PLAIN, KEPT):
         theirs = cosines(homes[name])
-        if mine != theirs or len(mine) != samples:
+        if mine != theirs or len(mine) != whole:
             differ = sum(theirs.get(key) != value for key, value in mine.items())
-            raise BenchmarkError(f"{RAY} and {name} differ in {differ} of {len(mine)} scores, {samples} samples")
+            raise BenchmarkError(f"{RAY} and {name} differ in {differ} of {len(mine)} scores, {whole} samples")
     shares = {
         name: [min(json.loads(cost.output.splitlines()[-1])["busy"], default=0.0) for cost in side.costs]
         for name, side in found.items()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from benchmarks.corpus import captions
+from benchmarks.sides import folder_name
 
 TINY, HUGE, LONG, LONG_BYTES = 100_000, 50, 200, 1_000_000
 # Judging text costs by the MB: of these few are enough.
@@ -51,7 +52,7 @@ def odd_inputs(home: Path, tiny: int = TINY, huge: int = HUGE, long: int = LONG,
         ("images of 8000 x 6000", huge_samples((8000, 6000), huge, words), {}),
         ("images of 12000 x 8000", huge_samples((12000, 8000), huge, words), {}),
     ):
-        folder = home / name.replace(" ", "-").replace(",", "")
+        folder = home / folder_name(name)
         count = write_tar(folder / "00000.tar", samples)
         made.append(Odd(name, folder, count, settings))
     return made

@@ -29,6 +29,11 @@ WORK = ROOT / "data/benchmarks"
 RAY_ENV = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "local"}
 
 
+def folder_name(name: str) -> str:
+    """A side's or an input's name, for a folder."""
+    return name.replace(",", "").replace(" ", "-")
+
+
 def cores() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -164,9 +169,9 @@ def ratio(fewer: Sequence[float], more: Sequence[float]) -> Ratio:
     return Ratio(tuple(theirs / ours for ours, theirs in zip(fewer, more, strict=True)))
 
 
-def add_options(parser: argparse.ArgumentParser, *, pairs: int = 5) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """What every comparison takes."""
-    parser.add_argument("--pairs", type=int, default=pairs, metavar="N", help="runs of each side; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="runs of each side; default: %(default)s")
     parser.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="inputs and outputs; default: data/")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also writes the figures there, for benchmarks.page (docs)"

@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from benchmarks.corpus import SHARED
 from demo.language import train_bpe
 from demo.tasks import TASKS, draw_images, sample_of
 from shards.index import write_shard
@@ -50,7 +51,7 @@ from trainer.model.language import unpacked
 from trainer.model.vlm import build_model, set_trainable
 from trainer.optim import build_optimizer, set_lr, update
 
-PHOTOS = Path(__file__).parents[1].parent / "shared" / "data" / "pairs_image"
+PHOTOS = SHARED / "pairs_image"
 SHARDS, BATCH, LENGTH = 8, 32, 2048
 SIDE = 300  # pixels: photos with a shorter side are left out, as thumbnails
 PROMPT = "Generate the caption in English:"

@@ -14,6 +14,9 @@ import pytest
 from tests.curation.pairs import flat, image, pair, write_config, write_tar
 
 PER_TAR = 5_000
+needs_smaps = pytest.mark.skipif(
+    not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux"
+)
 
 
 def resident(process: psutil.Process, *kinds: str) -> int:
@@ -55,7 +58,7 @@ def peak_of(*arguments: str, every_s: float) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux")
+@needs_smaps
 def test_a_million_rows_take_the_memory_of_a_hundred_thousand(tmp_path: Path) -> None:
     pictures = [image(32, 32, seed=seed, quality=30) for seed in range(20)]
     samples = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,12 +28,12 @@ from tests.curation.deciding import (
 )
 from tests.curation.pairs import image, write_parquet
 from tests.curation.runs import bytes_of, run_whole
-from tests.curation.test_memory import peak_of
+from tests.curation.test_memory import needs_smaps, peak_of
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3000),
-    pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux"),
+    needs_smaps,
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
@@ -11,11 +10,11 @@ import pytest
 from shards.storage import Storage, StorageError
 from shards.tar import scan
 from shards.window import BLOCK_BYTES, walking
-from tests.curation.test_memory import resident
+from tests.curation.test_memory import needs_smaps, resident
 from tests.shards.test_tar import archive
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs /proc/<pid>/smaps_rollup of Linux")
+@needs_smaps
 def test_a_local_walk_sees_all_and_holds_little(tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes(archive([(f"{number:05d}.jpg", bytes(40_000 + number % 700)) for number in range(1_500)]))
