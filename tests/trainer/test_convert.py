@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -415,8 +414,7 @@ def test_a_conversion_that_is_killed_leaves_no_model_folder(tmp_path: Path, monk
     assert not (tmp_path / "ours" / "config.json").exists()
 
 
-def test_help_answers_at_once_with_an_example() -> None:
-    started = time.monotonic()
+def test_help_imports_no_torch_and_has_an_example() -> None:
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "trainer.convert", "assemble", "--help"],
@@ -426,7 +424,6 @@ def test_help_answers_at_once_with_an_example() -> None:
         text=True,
         check=True,
     )
-    assert time.monotonic() - started < 5
     assert "python -m trainer.convert assemble --vision " in done.stdout
     assert not any(f" {name}\n" in done.stderr for name in ("torch", "transformers", "open_clip"))
 

@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -210,15 +209,13 @@ def test_a_mistake_is_one_line(
     assert "Traceback" not in "".join(told)
 
 
-def test_help_is_quick_and_has_an_example() -> None:
-    began = time.process_time()
+def test_help_imports_no_torch_and_has_an_example() -> None:
     shown = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "trainer.generate", "--help"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert time.process_time() - began < 5
     assert "example:" in shown.stdout
     assert "| torch\n" not in shown.stderr
 
