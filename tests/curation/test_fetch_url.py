@@ -169,5 +169,5 @@ def test_a_resolver_that_does_not_answer_is_left_behind(monkeypatch: pytest.Monk
     start = time.monotonic()
     with pytest.raises(TimeoutError):
         resolve("example.com", 80, 0.2)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 1.2
     release.set()

@@ -26,8 +26,6 @@ from tests.curation.web import BODY, OWN, PUBLIC, Internet, Page, answer, fetch,
 
 pytestmark = pytest.mark.usefixtures("opener_of_before")
 
-# Ends are asked for within 10 s: without the limits they come after 20 s, 30 s or never; a busy machine is let off.
-
 
 @pytest.mark.parametrize(
     ("start", "again"),
@@ -96,7 +94,7 @@ def test_a_drip_ends_when_the_time_is_over(start: bytes, again: bytes) -> None:
     with serve({"/": lambda connection: site.drip(connection, start, again)}) as site:
         begun = time.monotonic()
         assert why(site.url, limits, timeout=0.5) == "too_slow"
-        assert 0.6 < time.monotonic() - begun < 10
+        assert 0.6 < time.monotonic() - begun < 1.7
 
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n", HEAD, HEAD + b"x"])
@@ -104,7 +102,7 @@ def test_silence_ends_after_the_timeout(start: bytes) -> None:
     with serve({"/": lambda connection: site.drip(connection, start, b"", 30)}) as site:
         begun = time.monotonic()
         assert why(site.url, timeout=0.4) == "timeout"
-        assert 0.3 < time.monotonic() - begun < 10
+        assert 0.3 < time.monotonic() - begun < 1.4
 
 
 def test_the_time_is_that_of_all_hops() -> None:
@@ -115,7 +113,7 @@ def test_the_time_is_that_of_all_hops() -> None:
     with serve({f"/{n}": partial(slowly, hop=n) for n in range(9)}) as site:
         begun = time.monotonic()
         assert why(f"{site.url}/0", Limits(max_seconds=0.6, allow_private_hosts=True)) == "too_slow"
-        assert 0.5 < time.monotonic() - begun < 10
+        assert 0.5 < time.monotonic() - begun < 1.6
 
 
 def test_looking_up_and_connecting_count_too(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +122,7 @@ def test_looking_up_and_connecting_count_too(internet: Internet, monkeypatch: py
     for seconds, timeout, reason in [(0.3, 5, "too_slow"), (5, 0.3, "timeout")]:
         begun = time.monotonic()
         assert why("http://a.example/", Limits(max_seconds=seconds), timeout) == reason
-        assert 0.2 < time.monotonic() - begun < 10
+        assert 0.2 < time.monotonic() - begun < 1.3
     release.set()
 
 
@@ -137,7 +135,7 @@ def test_a_full_backlog_is_a_timeout() -> None:
             waiting.connect_ex(server.getsockname())
         begun = time.monotonic()
         assert why(f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=0.4) == "timeout"
-        assert 0.3 < time.monotonic() - begun < 10
+        assert 0.3 < time.monotonic() - begun < 1.4
 
 
 # TLS
@@ -210,7 +208,7 @@ def test_a_server_that_speaks_no_tls_or_none_at_all() -> None:
         ]:
             begun = time.monotonic()
             assert why(url, limits, timeout) == reason
-            assert 0.2 < time.monotonic() - begun < 10
+            assert 0.2 < time.monotonic() - begun < 1.3
 
 
 def test_a_dripped_handshake_ends_when_the_time_is_over(tls: ssl.SSLContext) -> None:
@@ -234,7 +232,7 @@ def test_a_dripped_handshake_ends_when_the_time_is_over(tls: ssl.SSLContext) -> 
         begun = time.monotonic()
         limits = Limits(max_seconds=0.6, allow_private_hosts=True)
         assert why(f"https://127.0.0.1:{server.getsockname()[1]}/", limits) == "too_slow"
-        assert 0.5 < time.monotonic() - begun < 10
+        assert 0.5 < time.monotonic() - begun < 1.6
         ended.set()
         dripping.result()
 
