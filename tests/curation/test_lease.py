@@ -44,6 +44,17 @@ def written(output: Storage, owner: lease.Owner) -> lease.Owner:
     return owner
 
 
+def taken_over(output: Storage, seen: Callable[[], object]) -> lease.Owner:
+    """Another takes over and renews, as a run does: a renewal under way may write over it once."""
+    other = replace(lease.Owner.me(), host="other")
+    waits_for(lambda: written(output, other) and seen())
+    return other
+
+
+def renewing() -> bool:
+    return any(thread.name == "lease" for thread in threading.enumerate())
+
+
 @pytest.fixture
 def output(tmp_path: Path) -> Storage:
     return Storage.open(str(tmp_path))
@@ -141,10 +152,42 @@ def test_an_owner_on_another_machine_is_watched_whatever_its_clock_says(output: 
 
 def test_a_lease_that_is_lost_is_left_to_its_new_owner(output: Storage, quick: None) -> None:
     with lease.hold(output, print) as held:
-        other = written(output, replace(lease.Owner.me(), host="other"))
-        waits_for(lambda: held.lost)
+        other = taken_over(output, lambda: held.lost)
         assert "another run took over here (process" in (held.lost or "")
     assert lease.read(output) == other
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_of_two_that_write_at_once_exactly_one_goes_on(
+    output: Storage, quick: None, monkeypatch: pytest.MonkeyPatch, renewed: bool
+) -> None:
+    """The first has read its own lease and writes it after the second took over (and has renewed)."""
+    writes, may_write = threading.Event(), threading.Event()
+    write = lease.Lease._write
+
+    def held_up(self: lease.Lease, to: Storage) -> None:
+        if self is first:
+            writes.set()
+            assert may_write.wait(20)
+        write(self, to)
+
+    first = lease.Lease(output, print)
+    monkeypatch.setattr(lease.Lease, "_write", held_up)
+    assert writes.wait(20)
+    second = lease.Lease(output, print)
+    waits_for(lambda: second._me.renewals >= renewed)
+    may_write.set()
+    waits_for(lambda: first.lost or second.lost)
+    ends, stays = (first, second) if first.lost else (second, first)
+    for _ in range(3):
+        renewals = stays._me.renewals
+        waits_for(lambda: stays._me.renewals > renewals)  # noqa: B023
+    assert stays.lost is None
+    ends.release()
+    assert (found := lease.read(output)) is not None
+    assert found.uuid == stays._me.uuid
+    stays.release()
+    assert not output.exists(lease.NAME)
 
 
 def test_a_damaged_lease_is_none_and_a_deleted_one_is_written_again(output: Storage, quick: None) -> None:
@@ -159,8 +202,10 @@ def test_a_damaged_lease_is_none_and_a_deleted_one_is_written_again(output: Stor
 def test_a_lease_that_cannot_be_renewed_is_told_once(tmp_path: Path, output: Storage, quick: None) -> None:
     said: list[str] = []
     with lease.hold(output, said.append):
-        (tmp_path / lease.NAME).unlink()
-        (tmp_path / lease.NAME).mkdir()  # nothing can be written there, nor read
+        while not (tmp_path / lease.NAME).is_dir():  # nothing can be written there, nor read
+            (tmp_path / lease.NAME).unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # renewed between the two
+                (tmp_path / lease.NAME).mkdir()
         waits_for(lambda: said)
         time.sleep(5 * lease.RENEW_S)
         (tmp_path / lease.NAME).rmdir()
@@ -206,7 +251,7 @@ def test_a_store_that_went_away_does_not_hold_up_the_end(
     took = time.monotonic() - began
     assert took < lease.GIVE_BACK_S + 2
     store.proxy.choose = None
-    waits_for(lambda: not any(thread.name == "lease" for thread in threading.enumerate()))
+    waits_for(lambda: not renewing())
     print(f"{took:.1f} s to give back")
 
 
@@ -287,10 +332,11 @@ def test_a_run_that_lost_its_lease_ends_with_one_line(tmp_path: Path, monkeypatc
     output = Storage.open(str(tmp_path / "runs/test"))
 
     def take_over() -> None:
-        await_arrivals(gate, 1)
-        written(output, replace(lease.Owner.me(), host="other"))
-        waits_for(lambda: not any(thread.name == "lease" for thread in threading.enumerate()))  # it has seen that
-        (gate / "open").touch()
+        try:
+            await_arrivals(gate, 1)
+            taken_over(output, lambda: not renewing())
+        finally:
+            (gate / "open").touch()
 
     thread = threading.Thread(target=take_over)
     thread.start()
