@@ -292,7 +292,8 @@ def test_no_socket_is_left_open(certificate: Path, tls: ssl.SSLContext) -> None:
                 if url.endswith("/silent") and number > 50:
                     url = site.url + "/broken"
                 try:
-                    with opener.open(url, timeout=0.1) as response:
+                    # Who answers at all is waited for, however busy this machine is: 350 are to fail, no more.
+                    with opener.open(url, timeout=0.1 if url.endswith("/silent") else 20) as response:
                         if not url.endswith("/unread"):
                             response.read()
                 except URLError as error:
